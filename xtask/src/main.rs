@@ -1,0 +1,2 @@
+//! hiper
+fn main() {}
