@@ -1,1 +1,54 @@
-//! placeholder
+//! Operators of *frozen* networks: a forward pass and the gradient to the input, nothing else.
+//!
+//! Personalisation never changes a network, so no operator here computes, or keeps anything for, the
+//! gradient of a weight: weights are captured inside the operator and never become arguments of candle's
+//! graph. Each operator is a folder: `mod.rs` (what it computes), `cpu.rs` (forward and
+//! vector–Jacobian product on a CPU) and `reference.rs` (the slow, obvious definition in `f64` that tests compare with).
+//!
+//! # Layout
+//! Pictures are channels-last, `[B, H, W, C]`; token sequences are `[B, S, C]`. Tensors are `f32`.
+//! Non-contiguous arguments are accepted and copied.
+//!
+//! # Gradients
+//! Every operator can be differentiated with [`candle_core::Tensor::backward`]. This is not a matter of
+//! course: candle-nn's `softmax_last_dim` and fused `layer_norm` are applied without a backward pass and
+//! silently cut the graph.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor, Var};
+//! use hiper_kernels::Linear;
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let weight = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+//! let linear = Linear::new(&weight, None)?;
+//! let x = Var::from_vec(vec![1f32, 2.0], (1, 2), &Device::Cpu)?;
+//! let grads = linear.forward(&x)?.sum_all()?.backward()?;
+//! assert_eq!(grads.get(&x).unwrap().to_vec2::<f32>()?, [[3.0, 3.0]]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod activation;
+mod attention;
+mod conv2d;
+mod cpu;
+mod error;
+mod frozen;
+mod geglu;
+mod group_norm;
+mod layer_norm;
+mod linear;
+#[cfg(test)]
+mod testing;
+mod upsample;
+
+pub use activation::{Activation, activation};
+pub use attention::{AttentionConfig, AttentionMask, attention};
+pub use candle_core::Result;
+pub use conv2d::{Conv2d, Conv2dConfig, Padding};
+pub use error::Error;
+pub use geglu::geglu;
+pub use group_norm::GroupNorm;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use upsample::upsample_nearest2d;

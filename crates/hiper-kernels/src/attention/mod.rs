@@ -1,0 +1,210 @@
+//! Scaled dot-product attention that never stores the score matrix.
+
+mod backward;
+mod cpu;
+#[cfg(test)]
+mod reference;
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+
+use crate::error::{Error, check_shape};
+use crate::frozen::{cpu_slice, with_cpu_slices};
+
+/// Which keys a query may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionMask {
+    /// All of them.
+    #[default]
+    None,
+    /// Those at its own position and before: query `i` sees keys `0..=i`.
+    Causal,
+}
+
+/// How [`attention`] reads its arguments.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionConfig {
+    /// Number of heads `H`; head `h` is channels `h·D..(h + 1)·D`.
+    pub num_heads: usize,
+    /// What scores are multiplied by before the softmax, usually `1/√D`.
+    pub softmax_scale: f64,
+    /// Which keys a query may see.
+    pub mask: AttentionMask,
+}
+
+/// Multi-head attention, `y_h = softmax(q_h k_hᵀ · softmax_scale) v_h` for each head.
+///
+/// Scores are computed block by block and never stored: the forward pass keeps one number a query and head (the
+/// log-sum-exp), from which the backward pass recomputes them (FlashAttention, arXiv 2205.14135, algorithms 1 and 4).
+///
+/// # Shapes
+/// `q [B, Sq, H·D]`, `k` and `v [B, Sk, H·D]`, `y [B, Sq, H·D]`: heads stay interleaved, nothing is transposed.
+///
+/// # Gradient
+/// To `q`, `k` and `v`.
+///
+/// # Errors
+/// When shapes disagree, `num_heads` does not divide the width, or a tensor is not `f32`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use hiper_kernels::{AttentionConfig, AttentionMask, attention};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let x = Tensor::ones((1, 4, 16), DType::F32, &Device::Cpu)?;
+/// let config = AttentionConfig { num_heads: 2, softmax_scale: 8f64.powf(-0.5), mask: AttentionMask::None };
+/// assert_eq!(attention(&x, &x, &x, &config)?.dims(), [1, 4, 16]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &AttentionConfig) -> Result<Tensor> {
+    for tensor in [q, k, v] {
+        if tensor.dtype() != DType::F32 {
+            return Err(candle_core::Error::UnsupportedDTypeForOp(tensor.dtype(), AttentionOp::NAME).bt());
+        }
+    }
+    let shape = AttentionShape::new(q.dims(), k.dims(), v.dims(), config)?;
+    let op = AttentionOp { shape, log_sum_exp: OnceLock::new() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// The sizes of one call, checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionShape {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    num_heads: usize,
+    head_dim: usize,
+    softmax_scale: f32,
+    mask: AttentionMask,
+}
+
+impl AttentionShape {
+    fn new(q: &[usize], k: &[usize], v: &[usize], config: &AttentionConfig) -> Result<Self> {
+        const NAME: &str = AttentionOp::NAME;
+        check_shape(q.len() == 3 && !q.contains(&0), NAME, "q", || "[B, Sq, H·D]".into(), q)?;
+        let (batch, queries, width) = (q[0], q[1], q[2]);
+        let ok = k.len() == 3 && k[0] == batch && k[1] > 0 && k[2] == width;
+        check_shape(ok, NAME, "k", || format!("[{batch}, Sk, {width}]"), k)?;
+        check_shape(v == k, NAME, "v", || format!("{k:?}"), v)?;
+        if config.num_heads == 0 || !width.is_multiple_of(config.num_heads) {
+            let (expected, got) = (format!("a divisor of the width {width}"), config.num_heads.to_string());
+            return Err(Error::Setting { op: NAME, field: "num_heads", expected, got }.into());
+        }
+        Ok(Self {
+            batch,
+            queries,
+            keys: k[1],
+            num_heads: config.num_heads,
+            head_dim: width / config.num_heads,
+            softmax_scale: config.softmax_scale as f32,
+            mask: config.mask,
+        })
+    }
+
+    fn width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+}
+
+struct AttentionOp {
+    shape: AttentionShape,
+    /// `[B, Sq, H]`, left by the forward pass for the backward pass.
+    log_sum_exp: OnceLock<Vec<f32>>,
+}
+
+impl AttentionOp {
+    const NAME: &'static str = "attention";
+}
+
+impl CustomOp3 for AttentionOp {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (cpu_slice(q, q_layout)?, cpu_slice(k, k_layout)?, cpu_slice(v, v_layout)?);
+        let (y, log_sum_exp) = cpu::forward(&self.shape, q, k, v);
+        self.log_sum_exp.get_or_init(|| log_sum_exp);
+        Ok((CpuStorage::F32(y), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        y: &Tensor,
+        grad_output: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(log_sum_exp) = self.log_sum_exp.get() else {
+            candle_core::bail!("attention: backward before forward");
+        };
+        let [dq, dk, dv] = with_cpu_slices([q, k, v, y, grad_output], |[q, k, v, y, dy]| {
+            backward::input_gradients(&self.shape, &backward::Saved { q, k, v, y, log_sum_exp }, dy)
+        })?;
+        let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::check;
+    use candle_core::Device;
+
+    #[test]
+    fn matches_the_definition() {
+        for (b, queries, keys, heads, d) in [
+            (1, 1, 1, 1, 1),
+            (2, 5, 7, 2, 3),
+            (1, 33, 5, 3, 8),
+            (1, 4, 31, 1, 40),
+            (1, 130, 2, 1, 2),
+            (1, 2, 600, 1, 2),
+        ] {
+            for mask in [AttentionMask::None, AttentionMask::Causal] {
+                if mask == AttentionMask::Causal && queries != keys && keys < queries {
+                    continue;
+                }
+                let config = AttentionConfig { num_heads: heads, softmax_scale: (d as f64).powf(-0.5), mask };
+                let width = heads * d;
+                check(
+                    &[&[b, queries, width], &[b, keys, width], &[b, keys, width]],
+                    |x| attention(&x[0], &x[1], &x[2], &config),
+                    |x| reference::attention(x, [b, queries, keys], &config),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let q = Tensor::full(100f32, (1, 3, 4), &Device::Cpu).unwrap();
+        let v = Tensor::ones((1, 3, 4), DType::F32, &Device::Cpu).unwrap();
+        let config = AttentionConfig { num_heads: 1, softmax_scale: 1.0, mask: AttentionMask::None };
+        let y = attention(&q, &q, &v, &config).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(y.iter().all(|v| (v - 1.0).abs() < 1e-6), "{y:?}");
+    }
+
+    #[test]
+    fn wrong_shapes_are_errors() {
+        let x = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+        let config = |num_heads| AttentionConfig { num_heads, softmax_scale: 1.0, mask: AttentionMask::None };
+        assert!(attention(&x(&[1, 2, 6]), &x(&[1, 2, 6]), &x(&[1, 2, 6]), &config(4)).is_err());
+        assert!(attention(&x(&[1, 2, 6]), &x(&[2, 2, 6]), &x(&[2, 2, 6]), &config(2)).is_err());
+        assert!(attention(&x(&[1, 2, 6]), &x(&[1, 2, 6]), &x(&[1, 3, 6]), &config(2)).is_err());
+        assert!(attention(&x(&[2, 6]), &x(&[2, 6]), &x(&[2, 6]), &config(2)).is_err());
+    }
+}

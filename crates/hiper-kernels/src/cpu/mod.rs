@@ -1,0 +1,10 @@
+//! What the CPU paths share: vector dispatch, scalar functions that vectorise, matrix products, work splitting.
+
+pub(crate) mod math;
+pub(crate) mod matmul;
+pub(crate) mod simd;
+
+/// How many rows each thread takes so that `rows` are spread evenly, at least `min` a thread.
+pub(crate) fn rows_per_thread(rows: usize, min: usize) -> usize {
+    rows.div_ceil(rayon::current_num_threads()).max(min).max(1)
+}

@@ -1,0 +1,53 @@
+//! What can be wrong with an operator's arguments.
+
+/// An argument that an operator cannot take.
+///
+/// Operators return [`candle_core::Error`]; this error is what it wraps.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tensor has the wrong shape.
+    #[error("{op}: {argument} must be {expected}, got {got:?}")]
+    Shape {
+        /// The operator.
+        op: &'static str,
+        /// Which of its arguments.
+        argument: &'static str,
+        /// The shape that it takes.
+        expected: String,
+        /// The shape that it was given.
+        got: Vec<usize>,
+    },
+    /// A setting is outside its range.
+    #[error("{op}: {field} must be {expected}, got {got}")]
+    Setting {
+        /// The operator.
+        op: &'static str,
+        /// Which setting.
+        field: &'static str,
+        /// The range.
+        expected: String,
+        /// The value given.
+        got: String,
+    },
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        candle_core::Error::wrap(error)
+    }
+}
+
+/// Checks one argument's shape; `expected` is only rendered when it is wrong.
+pub(crate) fn check_shape(
+    ok: bool,
+    op: &'static str,
+    argument: &'static str,
+    expected: impl FnOnce() -> String,
+    got: &[usize],
+) -> candle_core::Result<()> {
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::Shape { op, argument, expected: expected(), got: got.to_vec() }.into())
+    }
+}

@@ -1,0 +1,120 @@
+//! A frozen fully connected layer.
+
+mod cpu;
+#[cfg(test)]
+mod reference;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::error::check_shape;
+use crate::frozen::{self, FrozenFunction};
+
+/// A frozen fully connected layer, `y = x Wᵀ + b`.
+///
+/// # Shapes
+/// `x [.., I]`, `W [O, I]`, `b [O]`, `y [.., O]`.
+///
+/// # Gradient
+/// To `x` alone: `dx = dy W`.
+#[derive(Clone)]
+pub struct Linear(Arc<LinearFunction>);
+
+pub(crate) struct LinearFunction {
+    /// `[O, I]`, row-major, as in the checkpoint.
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    in_features: usize,
+    out_features: usize,
+}
+
+impl Linear {
+    /// Takes the layer's weights, `[O, I]` and `[O]`, as `f32`.
+    ///
+    /// # Errors
+    /// When a shape disagrees.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        check_shape(weight.rank() == 2, LinearFunction::NAME, "weight", || "[O, I]".into(), weight.dims())?;
+        let (out_features, in_features) = weight.dims2()?;
+        if let Some(bias) = bias {
+            check_shape(
+                bias.dims() == [out_features],
+                LinearFunction::NAME,
+                "bias",
+                || format!("[{out_features}]"),
+                bias.dims(),
+            )?;
+        }
+        Ok(Self(Arc::new(LinearFunction {
+            weight: to_vec(weight)?,
+            bias: bias.map(to_vec).transpose()?,
+            in_features,
+            out_features,
+        })))
+    }
+
+    /// Applies the layer.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `I`, or `x` is not `f32`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        frozen::apply(&self.0, x)
+    }
+}
+
+/// A weight's values, row-major.
+pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+impl FrozenFunction for LinearFunction {
+    const NAME: &'static str = "linear";
+
+    fn output_shape(&self, input: &[usize]) -> Result<Vec<usize>> {
+        let expected = || format!("[.., {}]", self.in_features);
+        check_shape(input.last() == Some(&self.in_features), Self::NAME, "x", expected, input)?;
+        let mut shape = input.to_vec();
+        shape[input.len() - 1] = self.out_features;
+        Ok(shape)
+    }
+
+    fn forward(&self, x: &[f32], _shape: &[usize]) -> Vec<f32> {
+        cpu::forward(self, x)
+    }
+
+    fn input_gradient(&self, _x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
+        cpu::input_gradient(self, grad_output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check, normals};
+    use candle_core::Device;
+
+    #[test]
+    fn matches_the_definition() {
+        for (rows, inputs, outputs) in [(1, 1, 1), (5, 7, 3), (33, 16, 17)] {
+            for with_bias in [false, true] {
+                let (w, b) = (normals(inputs * outputs, 8), normals(outputs, 9));
+                let weight = Tensor::from_slice(&w, (outputs, inputs), &Device::Cpu).unwrap();
+                let bias = Tensor::from_slice(&b, outputs, &Device::Cpu).unwrap();
+                let linear = Linear::new(&weight, with_bias.then_some(&bias)).unwrap();
+                check(
+                    &[&[1, rows, inputs]],
+                    |x| linear.forward(&x[0]),
+                    |x| reference::linear(&x[0], &w, with_bias.then_some(&b), inputs),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_width_is_an_error() {
+        let linear = Linear::new(&Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(), None).unwrap();
+        let error = linear.forward(&Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("x must be [.., 3], got [1, 4]"), "{error}");
+    }
+}

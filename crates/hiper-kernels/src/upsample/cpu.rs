@@ -1,0 +1,33 @@
+//! Copies of pixels, and sums of copies.
+
+use rayon::prelude::*;
+
+pub(super) fn forward(x: &[f32], shape: &[usize], [height, width]: [usize; 2]) -> Vec<f32> {
+    let [batch, h, w, channels] = [shape[0], shape[1], shape[2], shape[3]];
+    let mut y = vec![0f32; batch * height * width * channels];
+    y.par_chunks_exact_mut(width * channels).enumerate().for_each(|(row, y)| {
+        let (image, row) = (row / height, row % height);
+        let from = &x[(image * h + row * h / height) * w * channels..][..w * channels];
+        for (col, y) in y.chunks_exact_mut(channels).enumerate() {
+            y.copy_from_slice(&from[col * w / width * channels..][..channels]);
+        }
+    });
+    y
+}
+
+pub(super) fn input_gradient(shape: &[usize], [height, width]: [usize; 2], grad_output: &[f32]) -> Vec<f32> {
+    let [_, h, w, channels] = [shape[0], shape[1], shape[2], shape[3]];
+    let mut dx = vec![0f32; shape.iter().product()];
+    dx.par_chunks_exact_mut(w * channels).enumerate().for_each(|(row, dx)| {
+        let (image, row) = (row / h, row % h);
+        // The output rows that read input row `row`: ⌊r h / height⌋ = row.
+        for r in (row * height).div_ceil(h)..((row + 1) * height).div_ceil(h) {
+            let from = &grad_output[(image * height + r) * width * channels..][..width * channels];
+            for (col, dy) in from.chunks_exact(channels).enumerate() {
+                let dx = &mut dx[col * w / width * channels..][..channels];
+                dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy);
+            }
+        }
+    });
+    dx
+}
