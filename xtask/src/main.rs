@@ -1,2 +1,48 @@
-//! hiper
-fn main() {}
+//! What a contributor does twice. `cargo xtask --help` lists it.
+
+mod scenes;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What a contributor does twice")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Draw scenes for the demo model's training
+    Scenes {
+        /// Folder for images.u8 and scenes.jsonl
+        #[arg(long, required_unless_present = "sheet")]
+        out: Option<PathBuf>,
+        /// How many scenes
+        #[arg(long, default_value_t = 1000)]
+        count: u64,
+        /// Width and height in pixels
+        #[arg(long, default_value_t = 64)]
+        size: u32,
+        /// Scene i has the seed SEED + i
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Also draw the first 60 as one PNG
+        #[arg(long)]
+        sheet: Option<PathBuf>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Scenes { out, count, size, seed, sheet } => {
+            if let Some(path) = sheet {
+                scenes::dataset::write_sheet(&path, 10, 6, size, seed)?;
+            }
+            out.map_or(Ok(()), |dir| scenes::dataset::write(&dir, count, size, seed))
+        }
+    }
+}

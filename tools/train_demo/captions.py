@@ -1,0 +1,60 @@
+"""Captions of mixed detail: what teaches the embedding space to hold what a short caption leaves out."""
+
+SPECIES = ["dog", "cat", "rabbit", "bird"]
+POSES = ["standing", "sitting", "jumping", "lying"]
+BACKGROUNDS = ["on a plain background", "on the beach", "in the forest", "in the snow", "in the desert", "in the city at night"]
+
+# Words that a user may try beyond the training captions; each becomes one token.
+OTHER_WORDS = "photo picture drawing my the one with without no and of is at by near under big small happy sleeping running".split()
+
+
+def article(word):
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def compose(scene, detail, pose=True, background=True, prefix=""):
+    """`detail`: the attributes to name, any of "body", "pattern", "eyes", "collar"."""
+    body = scene["body"] + " " if "body" in detail else ""
+    extras = []
+    if "pattern" in detail and scene["pattern"]:
+        color, kind = scene["pattern"]
+        extras.append(f"{article(color)} {color} patch" if kind == "patch" else f"{color} {kind}")
+    if "collar" in detail and scene["collar"]:
+        extras.append(f"a {scene['collar']} collar")
+    if "eyes" in detail:
+        extras.append(f"{scene['eyes']} eyes")
+    subject = body + scene["species"]
+    words = f"{article(subject)} {subject}"
+    if extras:
+        words += " with " + (", ".join(extras[:-1]) + " and " if len(extras) > 1 else "") + extras[-1]
+    if pose:
+        words += " " + scene["pose"]
+    if background:
+        words += " " + scene["background"]
+    return prefix + words
+
+
+def sample(scene, rng):
+    """One caption of random detail; 10 % are empty, for guidance."""
+    u = rng.random()
+    if u < 0.10:
+        return ""
+    v = rng.random()
+    if v < 0.38:
+        detail = []
+    elif v < 0.60:
+        detail = ["body"]
+    else:
+        detail = ["body"] + [a for a in ("pattern", "eyes", "collar") if rng.random() < 0.6]
+    prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
+    return compose(scene, detail, rng.random() < 0.95, rng.random() < 0.95, prefix)
+
+
+def full(scene):
+    """The caption that names everything."""
+    return compose(scene, ["body", "pattern", "eyes", "collar"])
+
+
+def short(scene):
+    """The caption that a user writes: species, pose and background."""
+    return compose(scene, [])

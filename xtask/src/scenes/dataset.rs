@@ -1,0 +1,80 @@
+//! `cargo xtask scenes`: pictures and what is in them, for the training under `tools/train_demo`.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{Background, Identity, Pose, Random, render};
+
+/// Writes `count` scenes of `size` pixels: `images.u8` (`count × size × size × 3` bytes) and `scenes.jsonl` (a line a
+/// scene). Scene `i` has the seed `seed + i`.
+pub fn write(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("{}: cannot create the folder", dir.display()))?;
+    let create = |name: &str| -> Result<BufWriter<File>> {
+        let path = dir.join(name);
+        Ok(BufWriter::new(File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?))
+    };
+    let (mut images, mut scenes) = (create("images.u8")?, create("scenes.jsonl")?);
+    for i in 0..count {
+        let scene = Scene::random(seed + i);
+        let picture = scene.render(size)?;
+        images.write_all(&picture.rgb)?;
+        writeln!(scenes, "{}", scene.describe())?;
+    }
+    images.flush()?;
+    scenes.flush()?;
+    Ok(())
+}
+
+/// Writes a sheet of `columns × rows` random scenes as one PNG.
+pub fn write_sheet(path: &Path, columns: u32, rows: u32, size: u32, seed: u64) -> Result<()> {
+    let mut sheet = image::RgbImage::new(columns * size, rows * size);
+    for i in 0..columns * rows {
+        let picture = Scene::random(seed + u64::from(i)).render(size)?;
+        let tile = image::RgbImage::from_raw(size, size, picture.rgb).context("a picture of the wrong size")?;
+        let (x, y) = (i % columns * size, i / columns * size);
+        image::imageops::replace(&mut sheet, &tile, i64::from(x), i64::from(y));
+    }
+    sheet.save(path).with_context(|| format!("{}: cannot write", path.display()))
+}
+
+/// One scene and its seed's choices.
+pub struct Scene {
+    /// Who.
+    pub identity: Identity,
+    /// Doing what.
+    pub pose: Pose,
+    /// Where.
+    pub background: Background,
+}
+
+impl Scene {
+    /// The scene of a seed.
+    pub fn random(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let identity = Identity::random(&mut random);
+        Self { identity, pose: random.pick(&Pose::ALL), background: random.pick(&Background::ALL) }
+    }
+
+    /// Draws it.
+    pub fn render(&self, size: u32) -> Result<super::Picture> {
+        render(&self.identity, self.pose, self.background, size).with_context(|| format!("--size {size}: from 1 to 2048"))
+    }
+
+    /// What is in the picture, in the words that captions use.
+    pub fn describe(&self) -> Value {
+        let who = &self.identity;
+        json!({
+            "species": who.species.word(),
+            "pose": self.pose.word(),
+            "background": self.background.phrase(),
+            "body": who.body_name,
+            "pattern": who.pattern.word().map(|word| [who.pattern_color.1, word]),
+            "eyes": who.eyes.1,
+            "collar": who.collar.map(|(_, name)| name),
+        })
+    }
+}
