@@ -1,0 +1,59 @@
+//! diffusers' `Timesteps` and `TimestepEmbedding`.
+
+use candle_core::Tensor;
+use hiper_kernels::{Activation, Linear, activation};
+
+use super::linear;
+use crate::{Result, Weights};
+
+/// Sinusoids of the timestep, then two fully connected layers.
+pub(crate) struct TimestepEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+    channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
+    device: candle_core::Device,
+}
+
+impl TimestepEmbedding {
+    /// `channels` sinusoids (the width of the UNet's first level) become four times as many features.
+    pub(crate) fn load(
+        weights: &Weights,
+        channels: usize,
+        flip_sin_to_cos: bool,
+        freq_shift: f64,
+    ) -> Result<Self> {
+        Ok(Self {
+            linear_1: linear(&weights.pp("linear_1"), channels, 4 * channels)?,
+            linear_2: linear(&weights.pp("linear_2"), 4 * channels, 4 * channels)?,
+            channels,
+            flip_sin_to_cos,
+            freq_shift,
+            device: weights.device().clone(),
+        })
+    }
+
+    /// `[1, 4C]`, with the activation that every residual block would apply to it.
+    pub(crate) fn forward_activated(&self, timestep: f64) -> Result<Tensor> {
+        let sinusoids = self.sinusoids(timestep as f32);
+        let x = Tensor::from_vec(sinusoids, (1, self.channels), &self.device)?;
+        let x = activation(&self.linear_1.forward(&x)?, Activation::Silu)?;
+        Ok(activation(&self.linear_2.forward(&x)?, Activation::Silu)?)
+    }
+
+    /// `[sin(t f), cos(t f)]`, or flipped, with `f_i = 10000^(−i / (C/2 − freq_shift))`; the frequencies and phases in
+    /// `f32`, as diffusers computes them.
+    fn sinusoids(&self, timestep: f32) -> Vec<f32> {
+        let half = self.channels / 2;
+        let phases: Vec<f64> = (0..half)
+            .map(|i| {
+                let exponent = -(10_000f32.ln()) * i as f32 / (half as f64 - self.freq_shift) as f32;
+                f64::from(timestep * exponent.exp())
+            })
+            .collect();
+        let sin = phases.iter().map(|p| p.sin() as f32);
+        let cos = phases.iter().map(|p| p.cos() as f32);
+        if self.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
+    }
+}

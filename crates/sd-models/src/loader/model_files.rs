@@ -1,0 +1,247 @@
+//! Where a checkpoint's bytes come from: a folder in the diffusers layout, or the program itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// The files of one checkpoint in the diffusers layout (`unet/config.json`, `tokenizer/vocab.json`, …).
+#[derive(Clone)]
+pub struct ModelFiles {
+    name: String,
+    source: Source,
+}
+
+#[derive(Clone)]
+enum Source {
+    Folder(PathBuf),
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+/// A file's content: mapped, or part of the program.
+#[derive(Clone)]
+pub enum Bytes {
+    /// Memory-mapped from a file.
+    Mapped(Arc<memmap2::Mmap>),
+    /// Part of the program.
+    Static(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// What a diffusers folder must hold to be a Stable Diffusion.
+const REQUIRED: [&str; 5] = [
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "tokenizer/vocab.json",
+    "scheduler/scheduler_config.json",
+];
+
+impl ModelFiles {
+    /// Opens a checkpoint folder.
+    ///
+    /// # Errors
+    /// When the path is not a folder in the diffusers layout; the error names what is missing.
+    ///
+    /// ```no_run
+    /// # fn main() -> sd_models::Result<()> {
+    /// let files = sd_models::ModelFiles::from_dir("stable-diffusion-v1-5")?;
+    /// let model = sd_models::StableDiffusion::load(&files, &candle_core::Device::Cpu)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_dir(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        if path.is_file() {
+            return Err(Error::Malformed {
+                file: name,
+                reason: "is a single file, not a folder in the diffusers layout; convert it with diffusers' \
+                         StableDiffusionPipeline.from_single_file(...).save_pretrained(DIR)"
+                    .into(),
+            });
+        }
+        if !path.is_dir() {
+            let remedy =
+                "give a folder in the diffusers layout, or the ID of a model in the local Hugging Face cache";
+            return Err(Error::MissingFile { file: name, remedy: remedy.into() });
+        }
+        let files = Self { name, source: Source::Folder(path.to_path_buf()) };
+        match REQUIRED.iter().find(|file| !files.exists(file)) {
+            Some(missing) => Err(Error::MissingFile {
+                file: files.path_of(missing),
+                remedy: "a checkpoint in the diffusers layout has unet/, vae/, text_encoder/, tokenizer/ and scheduler/".into(),
+            }),
+            None => Ok(files),
+        }
+    }
+
+    /// A checkpoint that is part of the program: pairs of relative path and content.
+    pub fn from_embedded(name: impl Into<String>, files: &'static [(&'static str, &'static [u8])]) -> Self {
+        Self { name: name.into(), source: Source::Embedded(files) }
+    }
+
+    /// Finds `org/name` in a Hugging Face cache folder (`models--org--name/snapshots/REVISION`), the revision that
+    /// `refs/main` names, else the only one there is.
+    ///
+    /// # Errors
+    /// When the model is not in the cache; nothing is downloaded.
+    pub fn from_hub_cache(cache: impl AsRef<Path>, id: &str) -> Result<Self> {
+        let folder = cache.as_ref().join(format!("models--{}", id.replace('/', "--")));
+        let revision = std::fs::read_to_string(folder.join("refs/main")).ok();
+        let snapshots = folder.join("snapshots");
+        let snapshot = match revision {
+            Some(revision) => Some(snapshots.join(revision.trim())),
+            None => std::fs::read_dir(&snapshots)
+                .ok()
+                .and_then(|mut dir| dir.next()?.ok())
+                .map(|entry| entry.path()),
+        };
+        match snapshot {
+            Some(path) if path.is_dir() => Self::from_dir(path),
+            _ => Err(Error::MissingFile {
+                file: format!("{id} in {}", cache.as_ref().display()),
+                remedy: format!("fetch it first: hf download {id}, or give a folder"),
+            }),
+        }
+    }
+
+    /// How messages call this checkpoint: its path, or the name given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How messages call one of its files.
+    pub fn path_of(&self, relative: &str) -> String {
+        format!("{}/{relative}", self.name)
+    }
+
+    /// Whether the checkpoint has this file.
+    pub fn exists(&self, relative: &str) -> bool {
+        match &self.source {
+            Source::Folder(folder) => folder.join(relative).is_file(),
+            Source::Embedded(files) => files.iter().any(|(path, _)| *path == relative),
+        }
+    }
+
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be mapped.
+    pub fn read(&self, relative: &str) -> Result<Bytes> {
+        let missing = || Error::MissingFile {
+            file: self.path_of(relative),
+            remedy: "the checkpoint is incomplete, fetch or export it again".into(),
+        };
+        match &self.source {
+            Source::Embedded(files) => {
+                let found = files.iter().find(|(path, _)| *path == relative);
+                found.map(|(_, bytes)| Bytes::Static(bytes)).ok_or_else(missing)
+            }
+            Source::Folder(folder) => {
+                let path = folder.join(relative);
+                if !path.is_file() {
+                    return Err(missing());
+                }
+                map(&path).map_err(|source| Error::Read { file: self.path_of(relative), source })
+            }
+        }
+    }
+
+    /// Reads a JSON file into `T`.
+    ///
+    /// # Errors
+    /// When it is not there, or not JSON, or a field has the wrong type; the error says where.
+    pub fn read_config<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        let bytes = self.read(relative)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Malformed { file: self.path_of(relative), reason: e.to_string() })
+    }
+
+    /// A fingerprint of the weights: SHA-256 over each component's file name, size, and its first and last 64 KiB
+    /// (header and the ends of the data). Reading gigabytes at every start would cost seconds.
+    ///
+    /// # Errors
+    /// When a component's weights are not there.
+    pub fn hash(&self) -> Result<String> {
+        const END: usize = 64 * 1024;
+        let mut hash = Sha256::new();
+        for component in ["text_encoder", "unet", "vae"] {
+            for file in super::weights::weight_files(self, component)? {
+                let bytes = self.read(&file)?;
+                hash.update(file.as_bytes());
+                hash.update((bytes.len() as u64).to_le_bytes());
+                hash.update(&bytes[..bytes.len().min(END)]);
+                hash.update(&bytes[bytes.len().saturating_sub(END)..]);
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(path: &Path) -> std::io::Result<Bytes> {
+    let file = std::fs::File::open(path)?;
+    // SAFETY: the map is only ever read. A checkpoint that another program truncates while it is mapped would fault, as
+    // with every reader of mapped weights; files are replaced by renaming, which leaves the mapped one intact.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::Mapped(Arc::new(map)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static FILES: [(&str, &[u8]); 1] = [("unet/config.json", b"{\"a\": 1}")];
+
+    #[test]
+    fn embedded_files_are_read_and_missing_ones_named() {
+        let files = ModelFiles::from_embedded("demo", &FILES);
+        assert_eq!(&*files.read("unet/config.json").unwrap(), b"{\"a\": 1}");
+        let error = files.read("vae/config.json").err().unwrap().to_string();
+        assert!(error.contains("demo/vae/config.json: not found"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_checkpoint_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ModelFiles::from_dir(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("unet/config.json: not found"), "{error}");
+        let file = dir.path().join("model.safetensors");
+        std::fs::write(&file, b"x").unwrap();
+        assert!(ModelFiles::from_dir(&file).err().unwrap().to_string().contains("single file"));
+        assert!(ModelFiles::from_dir(dir.path().join("no")).is_err());
+        assert!(
+            ModelFiles::from_hub_cache(dir.path(), "org/name")
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("hf download")
+        );
+    }
+
+    #[test]
+    fn a_config_that_is_not_json_names_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in REQUIRED {
+            std::fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
+            std::fs::write(dir.path().join(file), b"{\"a\": ").unwrap();
+        }
+        let files = ModelFiles::from_dir(dir.path()).unwrap();
+        let error = files.read_config::<serde_json::Value>("unet/config.json").unwrap_err().to_string();
+        assert!(error.contains("unet/config.json") && error.contains("line 1"), "{error}");
+    }
+}

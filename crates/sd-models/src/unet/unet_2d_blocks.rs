@@ -1,0 +1,204 @@
+//! The UNet's levels: `CrossAttnDownBlock2D`, `DownBlock2D`, `UNetMidBlock2DCrossAttn`, `CrossAttnUpBlock2D`, `UpBlock2D`.
+//!
+//! A block with cross-attention and its plain sibling are one type here: the plain one has no transformers.
+
+use candle_core::Tensor;
+use hiper_kernels::Padding;
+
+use super::UNet2DConditionConfig;
+use crate::blocks::{
+    Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig, Transformer2DModel, Upsample2D,
+};
+use crate::{Error, Result, Weights};
+
+/// What the configuration says of one level.
+#[derive(Clone, Copy)]
+pub(super) struct BlockConfig {
+    channels: usize,
+    num_layers: usize,
+    down_attention: bool,
+    up_attention: bool,
+    transformer: Transformer2DConfig,
+    temb_channels: usize,
+    eps: f64,
+    downsample_padding: usize,
+}
+
+impl BlockConfig {
+    /// Of a validated configuration.
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize) -> Self {
+        let channels = config.block_out_channels[level];
+        Self {
+            channels,
+            num_layers: config.layers_per_block.at(level).unwrap_or(1),
+            down_attention: config.down_block_types[level].starts_with("CrossAttn"),
+            up_attention: config.up_block_types[config.num_levels() - 1 - level].starts_with("CrossAttn"),
+            transformer: Transformer2DConfig {
+                channels,
+                cross_attention_dim: config.cross_attention_dim.at(level).unwrap_or(1),
+                num_heads: config.num_heads(level),
+                num_layers: config.transformer_layers_per_block.at(level).unwrap_or(1),
+                groups: config.norm_num_groups,
+                use_linear_projection: config.use_linear_projection,
+            },
+            temb_channels: 4 * config.block_out_channels[0],
+            eps: config.norm_eps,
+            downsample_padding: config.downsample_padding,
+        }
+    }
+
+    fn resnet(&self, weights: &Weights, index: usize, in_channels: usize) -> Result<ResnetBlock2D> {
+        let config = ResnetConfig {
+            in_channels,
+            out_channels: self.channels,
+            temb_channels: Some(self.temb_channels),
+            groups: self.transformer.groups,
+            eps: self.eps,
+        };
+        ResnetBlock2D::load(&weights.pp(format!("resnets.{index}")), config)
+    }
+
+    fn attentions(&self, weights: &Weights, present: bool, count: usize) -> Result<Vec<Transformer2DModel>> {
+        let count = if present { count } else { 0 };
+        (0..count)
+            .map(|i| Transformer2DModel::load(&weights.pp(format!("attentions.{i}")), self.transformer))
+            .collect()
+    }
+}
+
+/// `CrossAttnDownBlock2D` or `DownBlock2D`.
+pub(super) struct DownBlock {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+    downsampler: Option<Downsample2D>,
+}
+
+impl DownBlock {
+    pub(super) fn load(
+        weights: &Weights,
+        level: BlockConfig,
+        in_channels: usize,
+        downsample: bool,
+    ) -> Result<Self> {
+        let input = |i| if i == 0 { in_channels } else { level.channels };
+        let padding = Padding::same(level.downsample_padding);
+        Ok(Self {
+            resnets: (0..level.num_layers)
+                .map(|i| level.resnet(weights, i, input(i)))
+                .collect::<Result<_>>()?,
+            attentions: level.attentions(weights, level.down_attention, level.num_layers)?,
+            downsampler: downsample
+                .then(|| Downsample2D::load(&weights.pp("downsamplers.0"), level.channels, padding))
+                .transpose()?,
+        })
+    }
+
+    /// Pushes what the way up will need onto `skips`.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        temb: &Tensor,
+        context: &Tensor,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let mut h = x.clone();
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            h = resnet.forward(&h, Some(temb))?;
+            if let Some(attention) = self.attentions.get(i) {
+                h = attention.forward(&h, context)?;
+            }
+            skips.push(h.clone());
+        }
+        if let Some(downsampler) = &self.downsampler {
+            h = downsampler.forward(&h)?;
+            skips.push(h.clone());
+        }
+        Ok(h)
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`.
+pub(super) struct MidBlock {
+    first: ResnetBlock2D,
+    attention: Transformer2DModel,
+    second: ResnetBlock2D,
+}
+
+impl MidBlock {
+    pub(super) fn load(weights: &Weights, level: BlockConfig, scale_factor: f64) -> Result<Self> {
+        let resnet = |i| {
+            Ok::<_, Error>(level.resnet(weights, i, level.channels)?.with_output_scale_factor(scale_factor))
+        };
+        Ok(Self {
+            first: resnet(0)?,
+            attention: Transformer2DModel::load(&weights.pp("attentions.0"), level.transformer)?,
+            second: resnet(1)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let h = self.first.forward(x, Some(temb))?;
+        self.second.forward(&self.attention.forward(&h, context)?, Some(temb))
+    }
+}
+
+/// `CrossAttnUpBlock2D` or `UpBlock2D`.
+pub(super) struct UpBlock {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+    upsampler: Option<Upsample2D>,
+}
+
+impl UpBlock {
+    /// `previous`: channels coming up; `skip`: channels of the level below in the list, whose last skip ends this block.
+    pub(super) fn load(
+        weights: &Weights,
+        level: BlockConfig,
+        [previous, skip]: [usize; 2],
+        upsample: bool,
+    ) -> Result<Self> {
+        let num_layers = level.num_layers + 1;
+        let input = |i| {
+            let from_below = if i == 0 { previous } else { level.channels };
+            let from_skip = if i + 1 == num_layers { skip } else { level.channels };
+            from_below + from_skip
+        };
+        Ok(Self {
+            resnets: (0..num_layers).map(|i| level.resnet(weights, i, input(i))).collect::<Result<_>>()?,
+            attentions: level.attentions(weights, level.up_attention, num_layers)?,
+            upsampler: upsample
+                .then(|| Upsample2D::load(&weights.pp("upsamplers.0"), level.channels))
+                .transpose()?,
+        })
+    }
+
+    /// Pops what the way down left on `skips`.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        temb: &Tensor,
+        context: &Tensor,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let mut h = x.clone();
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            let Some(skip) = skips.pop() else {
+                let (expected, got) = ("as many layers up as down, and one".into(), "more".into());
+                return Err(Error::Argument { argument: "layers_per_block", expected, got });
+            };
+            h = resnet.forward(&Tensor::cat(&[&h, &skip], 3)?, Some(temb))?;
+            if let Some(attention) = self.attentions.get(i) {
+                h = attention.forward(&h, context)?;
+            }
+        }
+        if let Some(upsampler) = &self.upsampler {
+            // Latents whose size is no multiple of the deepest level's come back to the size of the skip.
+            let (height, width) = match skips.last() {
+                Some(skip) => (skip.dim(1)?, skip.dim(2)?),
+                None => (2 * h.dim(1)?, 2 * h.dim(2)?),
+            };
+            h = upsampler.forward(&h, height, width)?;
+        }
+        Ok(h)
+    }
+}
