@@ -126,7 +126,7 @@ fn build(
     tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
     let split = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
     let bytes = ByteLevel::default().add_prefix_space(false);
-    tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![split.into(), bytes.into()])))?;
+    tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![split.into(), bytes.into()])));
     tokenizer.add_special_tokens(added)?;
     Ok(tokenizer)
 }
