@@ -30,6 +30,9 @@ enum Task {
         /// Scene i has the seed SEED + i
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        /// Draw each subject in every pose on every background, and silhouettes.u8
+        #[arg(long)]
+        every_view: bool,
         /// Also draw the first 60 as one PNG
         #[arg(long)]
         sheet: Option<PathBuf>,
@@ -38,11 +41,15 @@ enum Task {
 
 fn main() -> Result<()> {
     match Args::parse().task {
-        Task::Scenes { out, count, size, seed, sheet } => {
+        Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {
                 scenes::dataset::write_sheet(&path, 10, 6, size, seed)?;
             }
-            out.map_or(Ok(()), |dir| scenes::dataset::write(&dir, count, size, seed))
+            match out {
+                Some(dir) if every_view => scenes::dataset::write_every_view(&dir, count, size, seed),
+                Some(dir) => scenes::dataset::write(&dir, count, size, seed),
+                None => Ok(()),
+            }
         }
     }
 }

@@ -130,14 +130,14 @@ pub(super) fn draw(canvas: &mut Canvas, identity: &Identity, pose: Pose) {
     };
     // A bird stands on the two legs in the middle; its far legs are not there.
     let far: &[usize] = if bird { &[] } else { &[0, 3] };
-    let near: &[usize] = if bird { &[1, 2] } else { &[1, 2] };
+    let near = [1, 2];
     let leg_color = if bird { [0.93, 0.60, 0.12] } else { identity.body };
     for &i in far {
         leg(canvas, frame.legs[i], leg_width, shade(leg_color, 0.72), shade(identity.belly, 0.8));
     }
     let body = torso(&frame, identity.species);
     if bird {
-        for &i in near {
+        for i in near {
             leg(canvas, frame.legs[i], leg_width, leg_color, leg_color);
         }
     }
@@ -152,15 +152,20 @@ pub(super) fn draw(canvas: &mut Canvas, identity: &Identity, pose: Pose) {
     let neck = Shape::limb(shoulder, ((x + shoulder.0) / 2.0, (y + shoulder.1) / 2.0), (x, y), neck_width);
     canvas.fill(&neck, identity.body);
     canvas.fill(&body, identity.body);
-    canvas.fill_inside(&frame.torso.ellipse_at(0.05, 0.85, frame.torso.rx * 0.8, frame.torso.ry * 0.5), identity.belly, &[&body]);
+    canvas.fill_inside(
+        &frame.torso.ellipse_at(0.05, 0.85, frame.torso.rx * 0.8, frame.torso.ry * 0.5),
+        identity.belly,
+        &[&body],
+    );
     pattern(canvas, identity, &frame, &body);
     if !bird {
-        for &i in near {
+        for i in near {
             leg(canvas, frame.legs[i], leg_width, identity.body, identity.belly);
         }
     } else {
         let (wx, wy) = frame.torso.at(-0.18, -0.12);
-        canvas.fill(&Shape::ellipse(wx, wy, 0.17, 0.085, frame.torso.turn - 12.0), shade(identity.body, 0.78));
+        canvas
+            .fill(&Shape::ellipse(wx, wy, 0.17, 0.085, frame.torso.turn - 12.0), shade(identity.body, 0.78));
     }
     if let Some((color, _)) = identity.collar {
         // Across the neck, two thirds of the way to the head.
@@ -168,7 +173,12 @@ pub(super) fn draw(canvas: &mut Canvas, identity: &Identity, pose: Pose) {
         let (dx, dy) = (x - shoulder.0, y - shoulder.1);
         let length = (dx * dx + dy * dy).sqrt().max(1e-6);
         let (nx, ny) = (-dy / length * neck_width * 0.56, dx / length * neck_width * 0.56);
-        let band = Shape::limb((cx - nx, cy - ny), (cx + dx * 0.06, cy + dy * 0.06 + 0.02), (cx + nx, cy + ny), 0.062);
+        let band = Shape::limb(
+            (cx - nx, cy - ny),
+            (cx + dx * 0.06, cy + dy * 0.06 + 0.02),
+            (cx + nx, cy + ny),
+            0.062,
+        );
         canvas.fill(&band, color);
     }
     head(canvas, identity, x, y);
@@ -195,7 +205,10 @@ fn tail(canvas: &mut Canvas, identity: &Identity, frame: &Frame) {
     match identity.species {
         Species::Dog => canvas.fill(&Shape::limb(root, bend, tip, 0.062), identity.body),
         Species::Cat => {
-            canvas.fill(&Shape::limb(root, (bend.0 - 0.03, bend.1 + 0.06), (tip.0, tip.1 - 0.08), 0.042), identity.body);
+            canvas.fill(
+                &Shape::limb(root, (bend.0 - 0.03, bend.1 + 0.06), (tip.0, tip.1 - 0.08), 0.042),
+                identity.body,
+            );
             canvas.fill(&Shape::ellipse(tip.0, tip.1 - 0.08, 0.032, 0.032, 0.0), identity.belly);
         }
         Species::Rabbit => {
@@ -205,7 +218,13 @@ fn tail(canvas: &mut Canvas, identity: &Identity, frame: &Frame) {
         Species::Bird => {
             let (x, y) = frame.torso.at(-0.55, 0.0);
             let (dx, dy) = (bend.0 - 0.04 - x, bend.1 + 0.06 - y);
-            let fan = [(x, y - 0.05), (x + dx, y + dy - 0.07), (x + dx * 1.1, y + dy), (x + dx, y + dy + 0.07), (x, y + 0.05)];
+            let fan = [
+                (x, y - 0.05),
+                (x + dx, y + dy - 0.07),
+                (x + dx * 1.1, y + dy),
+                (x + dx, y + dy + 0.07),
+                (x, y + 0.05),
+            ];
             canvas.fill(&Shape::polygon(&fan), shade(identity.body, 0.78));
         }
     }
@@ -217,7 +236,9 @@ fn pattern(canvas: &mut Canvas, identity: &Identity, frame: &Frame, body: &Shape
     match identity.pattern {
         Pattern::Plain => {}
         Pattern::Spots => {
-            for (along, across) in [(-0.68, -0.15), (-0.30, -0.55), (-0.22, 0.25), (0.12, -0.25), (0.50, 0.15), (0.48, -0.62)] {
+            for (along, across) in
+                [(-0.68, -0.15), (-0.30, -0.55), (-0.22, 0.25), (0.12, -0.25), (0.50, 0.15), (0.48, -0.62)]
+            {
                 canvas.fill_inside(&t.ellipse_at(along, across, 0.045, 0.045), color, &[body]);
             }
         }
@@ -228,7 +249,9 @@ fn pattern(canvas: &mut Canvas, identity: &Identity, frame: &Frame, body: &Shape
                 canvas.fill_inside(&Shape::limb(a, middle, b, 0.048), color, &[body]);
             }
         }
-        Pattern::Patch => canvas.fill_inside(&t.ellipse_at(-0.30, -0.45, t.rx * 0.56, t.ry * 0.85), color, &[body]),
+        Pattern::Patch => {
+            canvas.fill_inside(&t.ellipse_at(-0.30, -0.45, t.rx * 0.56, t.ry * 0.85), color, &[body])
+        }
     }
 }
 
@@ -246,7 +269,10 @@ fn head(canvas: &mut Canvas, identity: &Identity, x: f32, y: f32) {
         Species::Cat => {
             for side in [-0.085, 0.065] {
                 let tip = (x + side * 1.25, y - 0.11 - 0.10 * ear);
-                canvas.fill(&Shape::polygon(&[(x + side - 0.06, y - 0.06), tip, (x + side + 0.06, y - 0.07)]), dark);
+                canvas.fill(
+                    &Shape::polygon(&[(x + side - 0.06, y - 0.06), tip, (x + side + 0.06, y - 0.07)]),
+                    dark,
+                );
             }
             canvas.fill(&Shape::ellipse(x, y, 0.135, 0.115, 0.0), body);
             canvas.fill(&Shape::ellipse(x + 0.07, y + 0.05, 0.065, 0.045, 0.0), identity.belly);
@@ -255,7 +281,10 @@ fn head(canvas: &mut Canvas, identity: &Identity, x: f32, y: f32) {
         Species::Rabbit => {
             for (side, lean) in [(-0.07, -10.0), (0.02, 6.0)] {
                 canvas.fill(&Shape::ellipse(x + side, y - 0.14 - 0.05 * ear, 0.036, 0.13 * ear, lean), dark);
-                canvas.fill(&Shape::ellipse(x + side, y - 0.14 - 0.05 * ear, 0.016, 0.09 * ear, lean), [0.95, 0.68, 0.72]);
+                canvas.fill(
+                    &Shape::ellipse(x + side, y - 0.14 - 0.05 * ear, 0.016, 0.09 * ear, lean),
+                    [0.95, 0.68, 0.72],
+                );
             }
             canvas.fill(&Shape::ellipse(x, y, 0.115, 0.105, 0.0), body);
             canvas.fill(&Shape::ellipse(x + 0.07, y + 0.045, 0.06, 0.045, 0.0), identity.belly);

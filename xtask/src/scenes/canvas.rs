@@ -1,8 +1,8 @@
 //! Drawing in unit coordinates: (0, 0) is the top left corner, (1, 1) the bottom right.
 
 use tiny_skia::{
-    Color, FillRule, GradientStop, LinearGradient, Mask, Paint, PathBuilder, Pixmap, PixmapPaint, Point, Rect, SpreadMode,
-    Stroke, Transform,
+    Color, FillRule, GradientStop, LinearGradient, Mask, Paint, PathBuilder, Pixmap, PixmapPaint, Point,
+    Rect, SpreadMode, Stroke, Transform,
 };
 
 /// Red, green, blue in 0–1.

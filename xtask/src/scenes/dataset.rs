@@ -12,21 +12,62 @@ use super::{Background, Identity, Pose, Random, render};
 /// Writes `count` scenes of `size` pixels: `images.u8` (`count × size × size × 3` bytes) and `scenes.jsonl` (a line a
 /// scene). Scene `i` has the seed `seed + i`.
 pub fn write(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("{}: cannot create the folder", dir.display()))?;
-    let create = |name: &str| -> Result<BufWriter<File>> {
-        let path = dir.join(name);
-        Ok(BufWriter::new(File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?))
-    };
-    let (mut images, mut scenes) = (create("images.u8")?, create("scenes.jsonl")?);
+    let mut files = Files::create(dir)?;
     for i in 0..count {
-        let scene = Scene::random(seed + i);
-        let picture = scene.render(size)?;
-        images.write_all(&picture.rgb)?;
-        writeln!(scenes, "{}", scene.describe())?;
+        files.push(&Scene::random(seed + i), size)?;
     }
-    images.flush()?;
-    scenes.flush()?;
-    Ok(())
+    files.finish()
+}
+
+/// Writes `count` subjects in every pose on every background: `images.u8` and `scenes.jsonl` as [`write`] does, and
+/// `silhouettes.u8` (`count × 24 × size × size` bytes). Subject `i` is the one of scene `seed + i`; its pictures follow
+/// each other, backgrounds fastest.
+pub fn write_every_view(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
+    let mut files = Files::create(dir)?;
+    let path = dir.join("silhouettes.u8");
+    let mut silhouettes = File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?;
+    for i in 0..count {
+        let mut scene = Scene::random(seed + i);
+        for pose in Pose::ALL {
+            for background in Background::ALL {
+                (scene.pose, scene.background) = (pose, background);
+                silhouettes.write_all(&files.push(&scene, size)?)?;
+            }
+        }
+    }
+    files.finish()
+}
+
+/// The two files of a set of scenes, being written.
+struct Files {
+    images: BufWriter<File>,
+    scenes: BufWriter<File>,
+}
+
+impl Files {
+    fn create(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("{}: cannot create the folder", dir.display()))?;
+        let create = |name: &str| -> Result<BufWriter<File>> {
+            let path = dir.join(name);
+            Ok(BufWriter::new(
+                File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?,
+            ))
+        };
+        Ok(Self { images: create("images.u8")?, scenes: create("scenes.jsonl")? })
+    }
+
+    /// Draws and writes one scene; returns its silhouette.
+    fn push(&mut self, scene: &Scene, size: u32) -> Result<Vec<u8>> {
+        let picture = scene.render(size)?;
+        self.images.write_all(&picture.rgb)?;
+        writeln!(self.scenes, "{}", scene.describe())?;
+        Ok(picture.silhouette)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.images.flush()?;
+        Ok(self.scenes.flush()?)
+    }
 }
 
 /// Writes a sheet of `columns × rows` random scenes as one PNG.
@@ -34,7 +75,8 @@ pub fn write_sheet(path: &Path, columns: u32, rows: u32, size: u32, seed: u64) -
     let mut sheet = image::RgbImage::new(columns * size, rows * size);
     for i in 0..columns * rows {
         let picture = Scene::random(seed + u64::from(i)).render(size)?;
-        let tile = image::RgbImage::from_raw(size, size, picture.rgb).context("a picture of the wrong size")?;
+        let tile =
+            image::RgbImage::from_raw(size, size, picture.rgb).context("a picture of the wrong size")?;
         let (x, y) = (i % columns * size, i / columns * size);
         image::imageops::replace(&mut sheet, &tile, i64::from(x), i64::from(y));
     }
@@ -61,7 +103,8 @@ impl Scene {
 
     /// Draws it.
     pub fn render(&self, size: u32) -> Result<super::Picture> {
-        render(&self.identity, self.pose, self.background, size).with_context(|| format!("--size {size}: from 1 to 2048"))
+        render(&self.identity, self.pose, self.background, size)
+            .with_context(|| format!("--size {size}: from 1 to 2048"))
     }
 
     /// What is in the picture, in the words that captions use.
@@ -72,6 +115,7 @@ impl Scene {
             "pose": self.pose.word(),
             "background": self.background.phrase(),
             "body": who.body_name,
+            "body_rgb": who.body.map(|c| (c * 255.0).round() as u8),
             "pattern": who.pattern.word().map(|word| [who.pattern_color.1, word]),
             "eyes": who.eyes.1,
             "collar": who.collar.map(|(_, name)| name),

@@ -22,8 +22,6 @@ const OVERSAMPLING: u32 = 4;
 
 /// A drawn scene.
 pub struct Picture {
-    /// Width and height in pixels.
-    pub size: u32,
     /// `size × size × 3` bytes, row-major RGB.
     pub rgb: Vec<u8>,
     /// `size × size`: how much of each pixel the subject covers, 0–255.
@@ -41,7 +39,6 @@ pub fn render(identity: &Identity, pose: Pose, background: Background, size: u32
     scene.put(&subject);
     let (rgba, subject) = (scene.shrink(OVERSAMPLING), subject.shrink(OVERSAMPLING));
     Some(Picture {
-        size,
         rgb: rgba.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
         silhouette: subject.chunks_exact(4).map(|p| p[3]).collect(),
     })
@@ -62,6 +59,27 @@ mod tests {
                     assert!(covered > 32 * 32 / 10, "{identity:?} {pose:?}: {covered} pixels");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_silhouette_is_where_the_coat_is() {
+        let mut identity = Identity::random(&mut Random::new(3));
+        for pose in Pose::ALL {
+            let before = render(&identity, pose, Background::City, 48).unwrap();
+            identity.body = identity.body.map(|c| 1.0 - c);
+            let after = render(&identity, pose, Background::City, 48).unwrap();
+            let changed = |i: usize| (0..3).any(|c| before.rgb[i * 3 + c].abs_diff(after.rgb[i * 3 + c]) > 8);
+            let (inside, outside): (Vec<usize>, Vec<usize>) =
+                (0..48 * 48).partition(|&i| before.silhouette[i] > 127);
+            assert!(
+                outside.iter().filter(|&&i| before.silhouette[i] == 0).all(|&i| !changed(i)),
+                "{pose:?}: outside changed"
+            );
+            assert!(
+                inside.iter().filter(|&&i| changed(i)).count() * 3 > inside.len(),
+                "{pose:?}: the coat stayed"
+            );
         }
     }
 
