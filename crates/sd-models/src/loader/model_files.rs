@@ -41,13 +41,13 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// What a diffusers folder must hold to be a Stable Diffusion.
-const REQUIRED: [&str; 5] = [
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "tokenizer/vocab.json",
-    "scheduler/scheduler_config.json",
+/// What a diffusers folder must hold to be a Stable Diffusion: one file of each of these.
+const REQUIRED: [&[&str]; 5] = [
+    &["unet/config.json"],
+    &["vae/config.json"],
+    &["text_encoder/config.json"],
+    &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
+    &["scheduler/scheduler_config.json"],
 ];
 
 impl ModelFiles {
@@ -80,9 +80,9 @@ impl ModelFiles {
             return Err(Error::MissingFile { file: name, remedy: remedy.into() });
         }
         let files = Self { name, source: Source::Folder(path.to_path_buf()) };
-        match REQUIRED.iter().find(|file| !files.exists(file)) {
+        match REQUIRED.iter().find(|alternatives| !alternatives.iter().any(|file| files.exists(file))) {
             Some(missing) => Err(Error::MissingFile {
-                file: files.path_of(missing),
+                file: files.path_of(missing[0]),
                 remedy: "a checkpoint in the diffusers layout has unet/, vae/, text_encoder/, tokenizer/ and scheduler/".into(),
             }),
             None => Ok(files),
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_config_that_is_not_json_names_the_place() {
         let dir = tempfile::tempdir().unwrap();
-        for file in REQUIRED {
+        for file in REQUIRED.map(|alternatives| alternatives[0]) {
             std::fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
             std::fs::write(dir.path().join(file), b"{\"a\": ").unwrap();
         }
