@@ -1,1 +1,27 @@
-//! tests
+//! What the golden tests and the binary `parity` share: a checkpoint against values that PyTorch computed from it.
+
+mod golden;
+
+pub use golden::{Golden, parity, tolerance};
+
+use candle_core::Tensor;
+
+/// The network of a checkpoint as hiper-core sees it.
+pub fn network(
+    unet: &sd_models::UNet2DConditionModel,
+) -> impl Fn(&Tensor, f64, &Tensor) -> candle_core::Result<Tensor> + '_ {
+    |latents, timestep, text| unet.forward(latents, timestep, text).map_err(Into::into)
+}
+
+/// `‖a − b‖ / ‖b‖`, summed in `f64`.
+///
+/// # Errors
+/// When the number of elements differs.
+pub fn relative_l2(a: &Tensor, b: &Tensor) -> anyhow::Result<f64> {
+    let (a, b) = (a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+    anyhow::ensure!(a.len() == b.len(), "{} elements against {}", a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(&b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
+    Ok((difference / norm).sqrt())
+}
