@@ -1,7 +1,7 @@
 """Trains the demo model, a small Stable Diffusion on program-drawn scenes, from nothing to a diffusers folder.
 
     pip install -r tools/train_demo/requirements.txt
-    python tools/train_demo/train.py --out DIR [--device cuda|cpu] [--vae-minutes 10] [--unet-minutes 70]
+    python tools/train_demo/train.py --out DIR [--device cuda|cpu] [--vae-minutes 10] [--unet-minutes 70] [--decoder-minutes 6]
 
 DIR/model is the finished folder, DIR/log.jsonl the losses, DIR/sheet_*.png what the model drew on the way. Run again with
 the same DIR to go on where it stopped. The scenes come from `cargo xtask scenes`.
@@ -9,7 +9,6 @@ the same DIR to go on where it stopped. The scenes come from `cargo xtask scenes
 import argparse
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import captions
 import clip_tokenizer
 from export import export, save_sheet
-
-SIZE = 64
-HELD_OUT_SEED = 1_000_000_000  # evaluation draws from here on; training never does
+from scenes import HELD_OUT_SEED, SIZE, Scenes
 
 
 def arguments():
@@ -35,25 +32,11 @@ def arguments():
     p.add_argument("--scenes", type=int, default=40_000)
     p.add_argument("--vae-minutes", type=float, default=10)
     p.add_argument("--unet-minutes", type=float, default=70)
+    p.add_argument("--decoder-minutes", type=float, default=6)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--threads", type=int, default=2)
     return p.parse_args()
-
-
-class Scenes:
-    """The pictures as bytes, and what is in them."""
-
-    def __init__(self, folder, count, seed):
-        if not (folder / "done").exists():
-            command = ["cargo", "run", "--release", "--quiet", "--package", "xtask", "--", "scenes", "--out", folder]
-            subprocess.run([*map(str, command), "--count", str(count), "--size", str(SIZE), "--seed", str(seed)], check=True)
-            (folder / "done").touch()
-        self.images = np.memmap(folder / "images.u8", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
-        self.scenes = [json.loads(line) for line in open(folder / "scenes.jsonl")]
-
-    def pixels(self, indices):
-        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Clock:
@@ -156,11 +139,12 @@ def train_unet(a, vae, tokenizer, data, log):
 
     def save():
         torch.save({"nets": nets.state_dict(), "ema": ema, "opt": opt.state_dict(), "step": step, "spent": clock.spent}, path)
+
+    def preview():
         live = {k: v.clone() for k, v in nets.state_dict().items()}
         nets.load_state_dict(ema)
         export(a.out / "model", vae, unet, text)
-        if step:
-            save_sheet(a.out / f"sheet_{step:06}.png", a.out / "model", [captions.full(s) for s in data.scenes[:18]])
+        save_sheet(a.out / f"sheet_{step:06}.png", a.out / "model", [captions.full(s) for s in data.scenes[:18]], device=a.device)
         nets.load_state_dict(live)
 
     while (progress := clock.tick()) < 1:
@@ -192,9 +176,60 @@ def train_unet(a, vae, tokenizer, data, log):
             log(stage="unet", step=step, samples=step * a.batch, spent=round(clock.spent), loss=round(mean_loss, 4))
         if time.time() - saved > 600 or step == 30:
             save()
+            preview()
             saved = time.time()
             clock.last = time.time()
     save()
+    nets.load_state_dict(ema)
+    log(stage="unet", step=step, samples=step * a.batch, spent=round(clock.spent))
+    return unet, text
+
+
+def train_decoder(a, vae, data, log):
+    """Sharpens the decoder alone, on whole pictures: the latents, and with them the UNet, stay what they are."""
+    parts, path = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]), a.out / "decoder.pt"
+    vae.requires_grad_(False); parts.requires_grad_(True)
+    opt = torch.optim.AdamW(parts.parameters(), lr=5e-4, weight_decay=0.0, betas=(0.9, 0.99))
+    step, clock = 0, Clock(a.decoder_minutes)
+    if path.exists():
+        state = torch.load(path, map_location=a.device)
+        parts.load_state_dict(state["parts"]); opt.load_state_dict(state["opt"])
+        step, clock = state["step"], Clock(a.decoder_minutes, state["spent"])
+    means = torch.load(a.out / "latents.pt", mmap=True)[:, 0]
+    deviation = means[:1000].std().to(a.device)
+    batch = 8 if a.device == "cpu" else a.batch
+
+    def save():
+        torch.save({"parts": parts.state_dict(), "opt": opt.state_dict(), "step": step, "spent": clock.spent}, path)
+
+    while (progress := clock.tick()) < 1:
+        step += 1
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(5e-4, progress, step)
+        index = np.random.randint(0, len(data.scenes), batch)
+        z, x = means[index].to(a.device), data.pixels(index).to(a.device)
+        y = vae.decode(z + 0.03 * deviation * torch.randn_like(z)).sample
+        mse = F.mse_loss(y, x)
+        opt.zero_grad(); (mse + 0.02 * F.l1_loss(y, x)).backward()
+        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        opt.step()
+        if step % 50 == 0:
+            log(stage="decoder", step=step, spent=round(clock.spent), psnr=round(10 * np.log10(4 / mse.item()), 2))
+        if step % 500 == 0:
+            save()
+    save()
+    parts.requires_grad_(False)
+
+
+@torch.no_grad()
+def check_vae(a, vae, log, stage):
+    """The reconstruction of held-out scenes, as a figure and as a sheet."""
+    held_out = Scenes(a.out / "held_out", 200, HELD_OUT_SEED)
+    x = held_out.pixels(np.arange(200)).to(a.device)
+    y = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(50)]).clamp(-1, 1)
+    log(stage=stage, held_out_psnr=round(float(10 * torch.log10(4 / ((y - x) ** 2).mean((1, 2, 3))).mean()), 2))
+    sheet = torch.cat([torch.cat(list(x[:10]), 2), torch.cat(list(y[:10]), 2)], 1)
+    Image.fromarray(((sheet / 2 + 0.5) * 255).permute(1, 2, 0).byte().cpu().numpy()).save(a.out / f"sheet_{stage}.png")
 
 
 def main():
@@ -218,14 +253,13 @@ def main():
         clip_tokenizer.write(folder, words | {","})
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     vae = train_vae(a, data, log)
-    held_out = Scenes(a.out / "held_out", 200, HELD_OUT_SEED)
-    with torch.no_grad():
-        x = held_out.pixels(np.arange(200)).to(a.device)
-        y = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(50)]).clamp(-1, 1)
-    log(stage="vae", held_out_psnr=round(float(10 * torch.log10(4 / ((y - x) ** 2).mean((1, 2, 3))).mean()), 2))
-    sheet = torch.cat([torch.cat(list(x[:10]), 2), torch.cat(list(y[:10]), 2)], 1)
-    Image.fromarray(((sheet / 2 + 0.5) * 255).permute(1, 2, 0).byte().cpu().numpy()).save(a.out / "sheet_vae.png")
-    train_unet(a, vae, tokenizer, data, log)
+    check_vae(a, vae, log, "vae")
+    unet, text = train_unet(a, vae, tokenizer, data, log)
+    train_decoder(a, vae, data, log)
+    check_vae(a, vae, log, "decoder")
+    export(a.out / "model", vae, unet, text)
+    save_sheet(a.out / "sheet_final.png", a.out / "model", [captions.full(s) for s in data.scenes[:18]], device=a.device)
 
 
-main()
+if __name__ == "__main__":
+    main()
