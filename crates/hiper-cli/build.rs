@@ -1,0 +1,44 @@
+//! Lists the embedded demo model's files, so that `src/demo_model.rs` can include them.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=assets");
+    let assets = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("assets");
+    let model = assets.join("demo-model");
+    let mut files = Vec::new();
+    if std::env::var_os("CARGO_FEATURE_DEMO_MODEL").is_some() && model.is_dir() {
+        list(&model, &mut files)?;
+    }
+    files.sort();
+    let mut table = String::from("pub static FILES: &[(&str, &[u8])] = &[\n");
+    for file in &files {
+        let relative = file.strip_prefix(&model)?.to_string_lossy().replace('\\', "/");
+        writeln!(table, "    ({relative:?}, include_bytes!({file:?})),")?;
+    }
+    table.push_str("];\n");
+    for (name, file) in [("PHOTO", "demo-photo.png"), ("TEXTS", "demo.json")] {
+        let path = assets.join(file);
+        let content = if files.is_empty() || !path.is_file() {
+            "&[]".to_owned()
+        } else {
+            format!("include_bytes!({path:?})")
+        };
+        writeln!(table, "pub static {name}: &[u8] = {content};")?;
+    }
+    std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("demo_model.rs"), table)?;
+    Ok(())
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! What the user is told when something fails: one line, a hint, an exit code.
+
+use std::path::Path;
+
+/// Everything that ends a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line asks for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// A setting is well formed, but not possible with this build, model or folder.
+    #[error("{message}")]
+    Refused {
+        /// What is wrong, naming the flag or file.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A picture cannot be used.
+    #[error("{file}: {reason}")]
+    Picture {
+        /// Its path.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("{file}: {action}: {source}")]
+    Io {
+        /// The path.
+        file: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The checkpoint, or an argument to it.
+    #[error(transparent)]
+    Model(#[from] sd_models::Error),
+    /// The personalisation, or a tail's file.
+    #[error(transparent)]
+    Core(#[from] hiper_core::Error),
+    /// A tensor operation.
+    #[error("the computation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The user pressed Ctrl-C.
+    #[error("interrupted{0}")]
+    Interrupted(String),
+}
+
+/// The result of everything here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Refused`].
+    pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused { message: message.into(), hint: hint.into() }
+    }
+
+    /// For `map_err` on operations of the file system.
+    pub fn io(file: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.display().to_string();
+        move |source| Self::Io { file, action, source }
+    }
+
+    /// What to do about it, where the message does not say so itself.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Usage(_) => "hiper --help lists commands, hiper COMMAND --help their flags",
+            Self::Refused { hint, .. } | Self::Picture { hint, .. } => hint,
+            Self::Io { source, .. } => io_hint(source)?,
+            Self::Core(hiper_core::Error::Io { source, .. }) => io_hint(source)?,
+            Self::Core(hiper_core::Error::Argument { argument: "HiPer tail", .. }) => {
+                "give --model the checkpoint that the tail was learned with; hiper inspect TAIL names it"
+            }
+            Self::Model(sd_models::Error::Argument { argument: "steps", .. }) => "change --steps",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// The process's exit code: 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Interrupted(_) => 130,
+            _ => 1,
+        }
+    }
+
+    /// The message in one line.
+    pub fn line(&self) -> String {
+        self.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn io_hint(source: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    Some(match source.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "choose a path that you may use, or change its permissions"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space, or choose another --output-dir; personalize --resume continues from the newest checkpoint"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "choose another path: a file is in the way",
+        _ => return None,
+    })
+}
