@@ -11,6 +11,15 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
+    /// One file was given where a folder is needed.
+    #[error(
+        "{file}: a single file, not a folder in the diffusers layout; convert it once with diffusers: \
+         StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+    )]
+    SingleFile {
+        /// The path.
+        file: String,
+    },
     /// A file could not be read.
     #[error("{file}: cannot be read: {source}")]
     Read {

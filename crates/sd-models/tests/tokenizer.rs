@@ -1,6 +1,8 @@
 //! Token ids against transformers' CLIPTokenizer. Fixture: `tools/fixtures/tokenizer.py`.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -221,13 +223,7 @@ fn unpack(name: &str) -> Vec<u8> {
 
 /// A checkpoint folder with CLIP's vocabulary and the configuration `name`; the rest of it is empty.
 fn checkpoint(name: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for component in ["unet", "vae", "text_encoder", "scheduler", "tokenizer"] {
-        let folder = dir.path().join(component);
-        std::fs::create_dir(&folder).unwrap();
-        let config = if component == "scheduler" { "scheduler_config.json" } else { "config.json" };
-        std::fs::write(folder.join(config), "{}").unwrap();
-    }
+    let dir = common::empty_checkpoint();
     let merges = unpack("merges.txt.gz");
     let folder = dir.path().join("tokenizer");
     std::fs::write(folder.join("vocab.json"), vocabulary(std::str::from_utf8(&merges).unwrap())).unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::weights::{data_start, weight_files};
 use crate::{Error, Result};
 
 /// The files of one checkpoint in the diffusers layout (`unet/config.json`, `tokenizer/vocab.json`, …).
@@ -67,12 +68,7 @@ impl ModelFiles {
         let path = path.as_ref();
         let name = path.display().to_string();
         if path.is_file() {
-            return Err(Error::Malformed {
-                file: name,
-                reason: "is a single file, not a folder in the diffusers layout; convert it with diffusers' \
-                         StableDiffusionPipeline.from_single_file(...).save_pretrained(DIR)"
-                    .into(),
-            });
+            return Err(Error::SingleFile { file: name });
         }
         if !path.is_dir() {
             let remedy =
@@ -94,28 +90,40 @@ impl ModelFiles {
         Self { name: name.into(), source: Source::Embedded(files) }
     }
 
-    /// Finds `org/name` in a Hugging Face cache folder (`models--org--name/snapshots/REVISION`), the revision that
-    /// `refs/main` names, else the only one there is.
+    /// Finds `org/name` in a Hugging Face cache folder (`~/.cache/huggingface/hub` unless the user moved it): the revision
+    /// in `models--org--name/snapshots/` that `refs/main` names, else the only one there is.
     ///
     /// # Errors
-    /// When the model is not in the cache; nothing is downloaded.
+    /// When the cache does not hold the model, or holds several revisions and none is `main`. Nothing is downloaded.
+    ///
+    /// ```no_run
+    /// # fn main() -> sd_models::Result<()> {
+    /// let files = sd_models::ModelFiles::from_hub_cache("/home/me/.cache/huggingface/hub", "CompVis/stable-diffusion-v1-4")?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_hub_cache(cache: impl AsRef<Path>, id: &str) -> Result<Self> {
         let folder = cache.as_ref().join(format!("models--{}", id.replace('/', "--")));
-        let revision = std::fs::read_to_string(folder.join("refs/main")).ok();
         let snapshots = folder.join("snapshots");
-        let snapshot = match revision {
-            Some(revision) => Some(snapshots.join(revision.trim())),
-            None => std::fs::read_dir(&snapshots)
-                .ok()
-                .and_then(|mut dir| dir.next()?.ok())
-                .map(|entry| entry.path()),
+        let main = std::fs::read_to_string(folder.join("refs/main")).map(|name| snapshots.join(name.trim()));
+        let mut found: Vec<PathBuf> = match main {
+            Ok(main) => vec![main],
+            Err(_) => std::fs::read_dir(&snapshots)
+                .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+                .unwrap_or_default(),
         };
-        match snapshot {
-            Some(path) if path.is_dir() => Self::from_dir(path),
-            _ => Err(Error::MissingFile {
-                file: format!("{id} in {}", cache.as_ref().display()),
-                remedy: format!("fetch it first: hf download {id}, or give a folder"),
-            }),
+        found.retain(|path| path.is_dir());
+        let file = format!("{id} in {}", cache.as_ref().display());
+        match found.as_slice() {
+            [snapshot] => Self::from_dir(snapshot),
+            [] => {
+                let remedy = format!("give a folder, or fetch the model first: hf download {id}");
+                Err(Error::MissingFile { file, remedy })
+            }
+            several => {
+                let remedy = format!("{} revisions are, none is main: give the folder of one", several.len());
+                Err(Error::MissingFile { file, remedy })
+            }
         }
     }
 
@@ -164,33 +172,56 @@ impl ModelFiles {
     /// Reads a JSON file into `T`.
     ///
     /// # Errors
-    /// When it is not there, or not JSON, or a field has the wrong type; the error says where.
+    /// When it is not there, or not JSON, or a field is missing or has the wrong type; the error names field and line.
+    ///
+    /// ```no_run
+    /// #[derive(serde::Deserialize)]
+    /// struct Config {
+    ///     sample_size: usize,
+    /// }
+    /// # fn main() -> sd_models::Result<()> {
+    /// let files = sd_models::ModelFiles::from_dir("stable-diffusion-v1-5")?;
+    /// let Config { sample_size } = files.read_config("unet/config.json")?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn read_config<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
         let bytes = self.read(relative)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| Error::Malformed { file: self.path_of(relative), reason: e.to_string() })
+        let json = &mut serde_json::Deserializer::from_slice(&bytes);
+        serde_path_to_error::deserialize(&mut *json)
+            .map_err(|e| match e.path().to_string().as_str() {
+                "." => e.to_string(),
+                field => format!("field {field}: {}", e.inner()),
+            })
+            .and_then(|config| json.end().map(|()| config).map_err(|e| e.to_string()))
+            .map_err(|reason| Error::Malformed { file: self.path_of(relative), reason })
     }
 
-    /// A fingerprint of the weights: SHA-256 over each component's file name, size, and its first and last 64 KiB
-    /// (header and the ends of the data). Reading gigabytes at every start would cost seconds.
+    /// A fingerprint of the weights: SHA-256, in hexadecimal, over each weight file's name, size, safetensors header (names,
+    /// types and shapes of all tensors), and the first and last 64 KiB of its data.
+    ///
+    /// It tells checkpoints apart, not single changed weights: reading gigabytes at every start would cost seconds.
     ///
     /// # Errors
     /// When a component's weights are not there.
     pub fn hash(&self) -> Result<String> {
-        const END: usize = 64 * 1024;
         let mut hash = Sha256::new();
         for component in ["text_encoder", "unet", "vae"] {
-            for file in super::weights::weight_files(self, component)? {
+            for file in weight_files(self, component)? {
                 let bytes = self.read(&file)?;
+                let data = data_start(&bytes).min(bytes.len());
                 hash.update(file.as_bytes());
                 hash.update((bytes.len() as u64).to_le_bytes());
-                hash.update(&bytes[..bytes.len().min(END)]);
-                hash.update(&bytes[bytes.len().saturating_sub(END)..]);
+                hash.update(&bytes[..bytes.len().min(data.saturating_add(HASHED_BYTES))]);
+                hash.update(&bytes[bytes.len().saturating_sub(HASHED_BYTES).max(data)..]);
             }
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
+
+/// Bytes of a weight file's data, at either end, that enter [`ModelFiles::hash`].
+const HASHED_BYTES: usize = 64 * 1024;
 
 #[allow(unsafe_code)]
 fn map(path: &Path) -> std::io::Result<Bytes> {

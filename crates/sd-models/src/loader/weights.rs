@@ -1,11 +1,13 @@
 //! The tensors of one component, checked as they are handed out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::{SafeTensorError, SafeTensors};
 
 use super::ModelFiles;
 use super::model_files::Bytes;
@@ -42,21 +44,40 @@ pub(super) fn weight_files(files: &ModelFiles, component: &str) -> Result<Vec<St
         }
         let index = format!("{component}/{stem}.safetensors.index{variant}.json");
         if files.exists(&index) {
-            #[derive(serde::Deserialize)]
-            struct Index {
-                weight_map: BTreeMap<String, String>,
-            }
-            let Index { weight_map } = files.read_config(&index)?;
-            let mut shards: Vec<String> = weight_map.into_values().collect();
-            shards.sort();
-            shards.dedup();
-            return Ok(shards.into_iter().map(|shard| format!("{component}/{shard}")).collect());
+            return shards(files, component, &index);
         }
     }
     Err(Error::MissingFile {
         file: files.path_of(&format!("{component}/{stem}.safetensors")),
-        remedy: "only safetensors weights are read; save the model with safe_serialization=True".into(),
+        remedy: "weights are read from safetensors only: fetch them in that format, or save the model anew"
+            .into(),
     })
+}
+
+/// The files that an index names.
+fn shards(files: &ModelFiles, component: &str, index: &str) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } = files.read_config(index)?;
+    let shards: BTreeSet<String> = weight_map.into_values().collect();
+    let wrong = |reason: String| Err(Error::Malformed { file: files.path_of(index), reason });
+    if shards.is_empty() {
+        return wrong("weight_map names no file".into());
+    }
+    if let Some(shard) =
+        shards.iter().find(|shard| shard.contains(['/', '\\', ':']) || shard.as_str() == "..")
+    {
+        return wrong(format!("weight_map names {shard:?}, which is not a file beside it"));
+    }
+    Ok(shards.into_iter().map(|shard| format!("{component}/{shard}")).collect())
+}
+
+/// Where the data of a safetensors file begins, as its first eight bytes say.
+pub(super) fn data_start(bytes: &[u8]) -> usize {
+    let length = bytes.first_chunk().map_or(0, |&length| u64::from_le_bytes(length));
+    usize::try_from(length).unwrap_or(usize::MAX).saturating_add(8)
 }
 
 impl Weights {
@@ -64,22 +85,23 @@ impl Weights {
     ///
     /// # Errors
     /// When a file is missing, truncated, or not safetensors.
+    ///
+    /// ```no_run
+    /// # fn main() -> sd_models::Result<()> {
+    /// let files = sd_models::ModelFiles::from_dir("stable-diffusion-v1-5")?;
+    /// let weights = sd_models::Weights::load(&files, "unet", &candle_core::Device::Cpu)?;
+    /// let conv_in = weights.pp("conv_in").get("weight", &[320, 4, 3, 3])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn load(files: &ModelFiles, component: &str, device: &Device) -> Result<Self> {
         let mut loaded = Vec::new();
         let mut index = HashMap::new();
         for path in weight_files(files, component)? {
             let (name, bytes) = (files.path_of(&path), files.read(&path)?);
-            let malformed = |e: safetensors::SafeTensorError| Error::Malformed {
-                file: name.clone(),
-                reason: describe(&e),
-            };
-            let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).map_err(malformed)?;
-            let start = header + 8;
-            let end = metadata.tensors().values().map(|t| t.data_offsets.1).max().unwrap_or(0);
-            if start + end != bytes.len() {
-                let reason = format!("holds {} bytes where its header says {}", bytes.len(), start + end);
-                return Err(Error::Malformed { file: name, reason });
-            }
+            let (_, metadata) = SafeTensors::read_metadata(&bytes)
+                .map_err(|e| Error::Malformed { file: name.clone(), reason: describe(&e) })?;
+            let start = data_start(&bytes);
             index.extend(metadata.tensors().into_keys().map(|tensor| (tensor, loaded.len())));
             loaded.push(File { name, bytes, metadata, start });
         }
@@ -121,41 +143,65 @@ impl Weights {
     /// When it is missing, has another shape or type, or holds NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let field = format!("{}{name}", self.prefix);
-        let Some(&file) = self.index.get(&field) else {
-            let file = self.files.first().map_or_else(String::new, |f| f.name.clone());
+        let Some((file, info)) = self.find(&field) else {
+            let file = self.files.first().map_or_else(String::new, |file| file.name.clone());
             return Err(Error::MissingTensor { file, field });
         };
-        let file = &self.files[file];
-        let Some(info) = file.metadata.info(&field) else {
-            return Err(Error::MissingTensor { file: file.name.clone(), field });
-        };
+        let name = file.name.clone();
         if info.shape != shape {
             let (expected, got) = (shape.to_vec(), info.shape.clone());
-            return Err(Error::TensorShape { file: file.name.clone(), field, expected, got });
+            return Err(Error::TensorShape { file: name, field, expected, got });
         }
         let data = &file.bytes[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => data.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-            other => {
-                return Err(Error::TensorDType { file: file.name.clone(), field, got: format!("{other:?}") });
-            }
+        let values = match info.dtype {
+            Dtype::F32 => widen(data, f32::from_le_bytes, |from, to| to.copy_from_slice(from)),
+            Dtype::F16 => widen(data, f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
+            Dtype::BF16 => widen(data, bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
+            other => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
         };
-        // 0 · x is NaN exactly for NaN and infinity, and this sum vectorises where a search would not.
-        if values.chunks(64).any(|chunk| chunk.iter().fold(0f32, |sum, x| sum + x * 0.0) != 0.0) {
-            return Err(Error::NotFinite { file: file.name.clone(), field });
-        }
+        let values = values.ok_or(Error::NotFinite { file: name, field })?;
         Ok(Tensor::from_vec(values, shape, &self.device)?)
+    }
+
+    fn find(&self, field: &str) -> Option<(&File, &TensorInfo)> {
+        let file = self.files.get(*self.index.get(field)?)?;
+        Some((file, file.metadata.info(field)?))
     }
 }
 
-fn describe(error: &safetensors::SafeTensorError) -> String {
+/// Little-endian numbers of `N` bytes as `f32`; none when one is NaN or infinite.
+fn widen<T: Copy + Default, const N: usize>(
+    data: &[u8],
+    decode: impl Fn([u8; N]) -> T,
+    convert: impl Fn(&[T], &mut [f32]),
+) -> Option<Vec<f32>> {
+    const EXPONENT: u32 = 0x7F80_0000;
+    // Blocks that stay in the first-level cache from decoding (the file need not be aligned) to the check.
+    let mut decoded = [T::default(); 2048];
+    let mut values = Vec::with_capacity(data.len() / N);
+    for block in data.as_chunks().0.chunks(decoded.len()) {
+        let decoded = &mut decoded[..block.len()];
+        for (value, &bytes) in decoded.iter_mut().zip(block) {
+            *value = decode(bytes);
+        }
+        let start = values.len();
+        values.resize(start + block.len(), 0.0);
+        convert(decoded, &mut values[start..]);
+        // Branchless, so that it vectorises: all bits of the exponent are set in NaN and infinity alone.
+        let special = |value: &f32| u32::from(value.to_bits() & EXPONENT == EXPONENT);
+        if values[start..].iter().fold(0, |any, value| any | special(value)) != 0 {
+            return None;
+        }
+    }
+    Some(values)
+}
+
+fn describe(error: &SafeTensorError) -> String {
     match error {
-        safetensors::SafeTensorError::HeaderTooSmall => "too short to be a safetensors file".into(),
-        safetensors::SafeTensorError::InvalidHeaderLength => "truncated: shorter than its header".into(),
-        safetensors::SafeTensorError::MetadataIncompleteBuffer => {
-            "truncated: its data does not match its header".into()
+        SafeTensorError::HeaderTooSmall => "truncated: too short for a safetensors file".into(),
+        SafeTensorError::InvalidHeaderLength => "truncated: ends within its header".into(),
+        SafeTensorError::MetadataIncompleteBuffer => {
+            "truncated, or longer than it should be: its size is not what its header says".into()
         }
         other => format!("not a valid safetensors file ({other})"),
     }
