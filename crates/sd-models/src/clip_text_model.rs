@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, AttentionConfig, AttentionMask, LayerNorm, Linear, activation, attention};
 use serde::Deserialize;
 
-use crate::blocks::{layer_norm, linear};
+use crate::blocks::layer_norm;
 use crate::{Error, ModelFiles, Result, Weights};
 
 const FILE: &str = "text_encoder/config.json";
@@ -47,6 +47,10 @@ impl Default for ClipTextConfig {
 }
 
 /// The text encoder: token ids to one embedding a token. Frozen.
+///
+/// # Source
+/// transformers' `CLIPTextModel`, as `StableDiffusionPipeline` calls it: without an attention mask, so that padding is
+/// encoded like any other token.
 pub struct ClipTextModel {
     config: ClipTextConfig,
     token_embedding: Tensor,
@@ -60,6 +64,18 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// When the configuration asks for what is not built here, or the weights do not fit it.
+    ///
+    /// ```no_run
+    /// # fn main() -> sd_models::Result<()> {
+    /// use sd_models::{ClipTextModel, ClipTokenizer, ModelFiles};
+    ///
+    /// let files = ModelFiles::from_dir("stable-diffusion-v1-5")?;
+    /// let tokens = ClipTokenizer::load(&files)?.encode("a photo of a dog")?;
+    /// let embedding = ClipTextModel::load(&files, &candle_core::Device::Cpu)?.forward(&tokens.ids)?;
+    /// assert_eq!(embedding.dims(), [1, 77, 768]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let config: ClipTextConfig = files.read_config(FILE)?;
         let fail = |field: &str, got: String, expected: &str| {
@@ -75,6 +91,9 @@ impl ClipTextModel {
             "gelu" => Activation::Gelu,
             other => return fail("hidden_act", format!("{other:?}"), "quick_gelu or gelu"),
         };
+        if config.hidden_size == 0 {
+            return fail("hidden_size", "0".into(), "a positive number");
+        }
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let got = format!("{} for hidden_size {}", config.num_attention_heads, config.hidden_size);
             return fail("num_attention_heads", got, "a divisor of hidden_size");
@@ -103,7 +122,10 @@ impl ClipTextModel {
         &self.config
     }
 
-    /// The last hidden state, after the final normalisation: `[1, T, D]` for `T` token ids.
+    /// The last hidden state, after the final normalisation.
+    ///
+    /// # Shapes
+    /// `T` token ids to `[1, T, D]`, `f32`.
     ///
     /// # Errors
     /// When there are more ids than positions, none, or an id outside the vocabulary.
@@ -174,4 +196,10 @@ impl EncoderLayer {
         let h = activation(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?, self.act)?;
         Ok((self.fc2.forward(&h)? + x)?)
     }
+}
+
+/// A fully connected layer `[O, I]` with its bias, which every layer of this network has.
+fn linear(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
+    let (weight, bias) = (weights.get("weight", &[outputs, inputs])?, weights.get("bias", &[outputs])?);
+    Ok(Linear::new(&weight, Some(&bias))?)
 }
