@@ -121,7 +121,7 @@ mod tests {
     fn the_middle_is_kept() {
         let middle = prepare(&gradient(192, 64), 64, Crop::Center, 0, GEOMETRY).unwrap();
         assert_eq!(middle.dimensions(), (64, 64));
-        assert_eq!(middle.get_pixel(0, 0).0[0], 64 * 255 / 192_u32 as u8);
+        assert_eq!(middle.get_pixel(0, 0).0[0], (64 * 255 / 192) as u8);
         let small = prepare(&gradient(40, 20), 64, Crop::Center, 0, GEOMETRY).unwrap();
         assert_eq!(small.dimensions(), (64, 64));
     }

@@ -68,8 +68,9 @@ pub fn draw_sheet(rows: &[Vec<Option<Cell>>]) -> Result<RgbImage> {
 mod tests {
     use super::*;
 
+    /// Of a colour that no caption has.
     fn cell(side: u32, value: u8, caption: &str) -> Option<Cell> {
-        let picture = RgbImage::from_pixel(side, side, Rgb([value; 3]));
+        let picture = RgbImage::from_pixel(side, side, Rgb([value, 0, 255]));
         Some(Cell { picture, label: "edit", caption: caption.into() })
     }
 
@@ -79,10 +80,10 @@ mod tests {
             [vec![cell(64, 10, "a dog"), cell(64, 90, "a cat")], vec![None, cell(64, 170, "a bird, lying")]];
         let sheet = draw_sheet(&rows).unwrap();
         assert_eq!(sheet.width(), 2 * 256 + 3 * MARGIN);
-        assert_eq!(sheet.get_pixel(MARGIN, MARGIN).0, [10; 3]);
-        assert_eq!(sheet.get_pixel(MARGIN + 255, MARGIN + 255).0, [10; 3]);
-        assert_eq!(sheet.get_pixel(2 * MARGIN + 256, MARGIN).0, [90; 3]);
-        let count = |value| sheet.pixels().filter(|p| p.0 == [value; 3]).count();
+        assert_eq!(sheet.get_pixel(MARGIN, MARGIN).0, [10, 0, 255]);
+        assert_eq!(sheet.get_pixel(MARGIN + 255, MARGIN + 255).0, [10, 0, 255]);
+        assert_eq!(sheet.get_pixel(2 * MARGIN + 256, MARGIN).0, [90, 0, 255]);
+        let count = |value| sheet.pixels().filter(|p| p.0 == [value, 0, 255]).count();
         assert_eq!([count(10), count(90), count(170)], [256 * 256; 3]);
     }
 
