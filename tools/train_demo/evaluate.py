@@ -38,6 +38,7 @@ def arguments():
     p.add_argument("--n", type=int, default=5)
     p.add_argument("--tail-scale", type=float, default=0.8)
     p.add_argument("--guidance", type=float, default=7.5)
+    p.add_argument("--inference-steps", type=int, default=50)
     p.add_argument("--only", choices=["captions", "hiper"])
     return p.parse_args()
 
@@ -104,7 +105,7 @@ def check_captions(a, pipe, net):
     data = Scenes(a.out / "held_out", 200, HELD_OUT_SEED)
     scenes = data.scenes[: a.captions]
     say(what="readers on drawn scenes", **readers.accuracy(net, data.pixels(np.arange(200)).to(a.device), data.scenes))
-    pictures = np.concatenate([pipe.draw([captions.full(s) for s in scenes[i : i + 32]], guidance=a.guidance, steps=50, seed=i) for i in range(0, len(scenes), 32)])
+    pictures = np.concatenate([pipe.draw([captions.full(s) for s in scenes[i : i + 32]], guidance=a.guidance, steps=a.inference_steps, seed=i) for i in range(0, len(scenes), 32)])
     say(what="drawn from full captions", count=len(scenes), guidance=a.guidance, **readers.accuracy(net, to_pixels(pictures, a.device), scenes))
 
 
@@ -120,11 +121,11 @@ def check_hiper(a, pipe, net):
     drawn = {}
     for kind, tail in kinds.items():
         drawn[kind] = np.concatenate([
-            pipe.draw([captions.short(data.scenes[index(k, *target)]) for k in who], guidance=a.guidance, steps=50, tails=tail) for target in TARGETS
+            pipe.draw([captions.short(data.scenes[index(k, *target)]) for k in who], guidance=a.guidance, steps=a.inference_steps, tails=tail) for target in TARGETS
         ])
         error = np.mean([coat_error(picture, data, i) for picture, i in zip(drawn[kind], where)])
         say(what=kind, subjects=a.subjects, steps=a.steps, lr=a.lr, coat_error=round(float(error), 1), **readers.accuracy(net, to_pixels(drawn[kind], a.device), scenes))
-    again = pipe.draw(texts, guidance=2.0, steps=50, tails=tails * a.tail_scale)
+    again = pipe.draw(texts, guidance=2.0, steps=a.inference_steps, tails=tails * a.tail_scale)
     mse = ((again.astype(np.float32) - data.images[source]) ** 2).mean((1, 2, 3))
     say(what="reconstruction", guidance=2.0, psnr=round(float((10 * np.log10(255**2 / mse)).mean()), 2))
     rows = []
