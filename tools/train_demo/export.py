@@ -27,6 +27,9 @@ def export(folder, vae, unet, text):
     path = folder / "text_encoder" / "model.safetensors"
     weights = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
+    # transformers 5 also loads at the dtype of the configuration, diffusers in f32 whatever is on disk: let them agree.
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=1) + "\n")
 
