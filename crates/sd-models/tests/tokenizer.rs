@@ -1,11 +1,10 @@
 //! Token ids against transformers' CLIPTokenizer. Fixture: `tools/fixtures/tokenizer.py`.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+#[path = "common/clip_vocabulary.rs"]
+mod clip_vocabulary;
 mod common;
 
-use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
@@ -210,49 +209,21 @@ proptest! {
     }
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizer")
-}
-
-fn unpack(name: &str) -> Vec<u8> {
-    let packed = std::fs::File::open(fixtures().join(name)).unwrap();
-    let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
 /// A checkpoint folder with CLIP's vocabulary and the configuration `name`; the rest of it is empty.
 fn checkpoint(name: &str) -> tempfile::TempDir {
     let dir = common::empty_checkpoint();
-    let merges = unpack("merges.txt.gz");
-    let folder = dir.path().join("tokenizer");
-    std::fs::write(folder.join("vocab.json"), vocabulary(std::str::from_utf8(&merges).unwrap())).unwrap();
-    std::fs::write(folder.join("merges.txt"), merges).unwrap();
+    clip_vocabulary::write(dir.path());
     let (config, map) = Fixture::read().config(name);
-    std::fs::write(folder.join("tokenizer_config.json"), config).unwrap();
-    std::fs::write(folder.join("special_tokens_map.json"), map).unwrap();
+    common::write(&dir, "tokenizer/tokenizer_config.json", config.as_bytes());
+    common::write(&dir, "tokenizer/special_tokens_map.json", map.as_bytes());
     dir
-}
-
-/// CLIP's `vocab.json`: bytes in the order of GPT-2's printable alphabet, the same ending a word, merges, special tokens.
-fn vocabulary(merges: &str) -> String {
-    let printable: Vec<u32> = (0x21..=0x7E).chain(0xA1..=0xAC).chain(0xAE..=0xFF).collect();
-    let others = 256 - printable.len() as u32;
-    let bytes: Vec<String> =
-        printable.into_iter().chain(256..256 + others).filter_map(char::from_u32).map(String::from).collect();
-    let ends = bytes.iter().map(|byte| format!("{byte}</w>"));
-    let merged = merges.lines().skip(1).map(|line| line.replace(' ', ""));
-    let special = ["<|startoftext|>", "<|endoftext|>"].map(String::from);
-    let tokens = bytes.iter().cloned().chain(ends).chain(merged).chain(special);
-    let ids: BTreeMap<String, usize> = tokens.enumerate().map(|(id, token)| (token, id)).collect();
-    serde_json::to_string(&ids).unwrap()
 }
 
 struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn read() -> Self {
-        Self(unpack("cases.safetensors.gz"))
+        Self(clip_vocabulary::unpack("cases.safetensors.gz"))
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {
