@@ -36,7 +36,7 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             list(&path, files)?;
-        } else {
+        } else if path.extension().is_none_or(|extension| extension != "md") {
             files.push(path);
         }
     }

@@ -1,5 +1,7 @@
 //! Twenty steps of personalisation and a twenty-step edit against HiPer in PyTorch, from the same seed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};

@@ -1,5 +1,7 @@
 //! Every network of two small checkpoints (the structures of SD 1.x and 2.x) against PyTorch.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use hiper_tests::{Golden, parity, tolerance};

@@ -1,5 +1,7 @@
 //! The invariants of ARCHITECTURE.md that a look at the sources can check.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -53,7 +55,10 @@ fn unsafe_code_is_where_it_may_be_and_says_why() {
             let allowed = library == "hiper-kernels" || path.ends_with("model_files.rs");
             let uses = code_lines(&text).filter(|line| line.contains("unsafe {")).count();
             assert!(uses == 0 || allowed, "{path} has unsafe code");
-            assert!(text.matches("SAFETY:").count() >= uses, "{path}: an unsafe block without its SAFETY: line");
+            assert!(
+                text.matches("SAFETY:").count() >= uses,
+                "{path}: an unsafe block without its SAFETY: line"
+            );
         }
     }
 }
@@ -62,7 +67,17 @@ fn unsafe_code_is_where_it_may_be_and_says_why() {
 fn dependencies_point_down() {
     let tree = |package: &str| {
         let output = Command::new(env!("CARGO"))
-            .args(["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--offline", "--locked"])
+            .args([
+                "tree",
+                "--package",
+                package,
+                "--edges",
+                "normal",
+                "--prefix",
+                "none",
+                "--offline",
+                "--locked",
+            ])
             .current_dir(root())
             .output()
             .unwrap();
@@ -76,7 +91,10 @@ fn dependencies_point_down() {
     ] {
         let tree = tree(package);
         for name in forbidden {
-            assert!(!tree.lines().any(|line| line.starts_with(&format!("{name} "))), "{package} depends on {name}");
+            assert!(
+                !tree.lines().any(|line| line.starts_with(&format!("{name} "))),
+                "{package} depends on {name}"
+            );
         }
     }
 }

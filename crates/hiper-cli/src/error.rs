@@ -45,9 +45,9 @@ pub enum Error {
     /// A tensor operation.
     #[error("the computation failed: {0}")]
     Tensor(#[from] candle_core::Error),
-    /// The user pressed Ctrl-C.
-    #[error("interrupted{0}")]
-    Interrupted(String),
+    /// The user pressed Ctrl-C; the step after which a checkpoint was written, if one was.
+    #[error("interrupted{}", .0.map(|step| format!(" after step {step}, which is stored")).unwrap_or_default())]
+    Interrupted(Option<usize>),
 }
 
 /// The result of everything here.
@@ -76,6 +76,9 @@ impl Error {
                 "give --model the checkpoint that the tail was learned with; hiper inspect TAIL names it"
             }
             Self::Model(sd_models::Error::Argument { argument: "steps", .. }) => "change --steps",
+            Self::Interrupted(Some(_)) => {
+                "personalize --resume continues there, and so does demo when it is run again"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

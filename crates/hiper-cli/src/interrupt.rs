@@ -28,5 +28,5 @@ pub fn requested() -> bool {
 
 /// An error when it was pressed.
 pub fn check() -> Result<()> {
-    if requested() { Err(Error::Interrupted(String::new())) } else { Ok(()) }
+    if requested() { Err(Error::Interrupted(None)) } else { Ok(()) }
 }

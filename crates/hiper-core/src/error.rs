@@ -13,14 +13,16 @@ pub enum Error {
         /// What it was.
         got: String,
     },
-    /// The loss or its gradient is NaN or infinite.
+    /// The loss, its gradient or the moved tail is NaN or infinite.
     #[error(
-        "step {step}: the loss is not finite ({loss}); the tail before this step is intact. Lower --learning-rate, or check the \
-         model's weights"
+        "step {step}: {quantity} is not finite (loss {loss}); the run before this step is intact. Lower the learning rate, or \
+         check the model's weights and the precision they are computed in"
     )]
     NotFinite {
         /// The step that failed, counted from 1.
         step: usize,
+        /// What is not finite.
+        quantity: &'static str,
         /// The loss.
         loss: f64,
     },
@@ -30,6 +32,18 @@ pub enum Error {
          fused layer_norm and rms_norm cut the graph silently; use their differentiable forms, or implement loss_and_gradient"
     )]
     NoGradient,
+    /// The network's gradient is not the slope of its loss.
+    #[error(
+        "the gradient differs from the slope of the loss by {relative_error:.1e}, more than {tolerance:.1e}: an operation of the \
+         network drops a part of it. candle-nn's softmax_last_dim, fused layer_norm and rms_norm cut the graph silently; use \
+         their differentiable forms, or implement loss_and_gradient"
+    )]
+    WrongGradient {
+        /// Relative L2 error of the slopes along random directions.
+        relative_error: f64,
+        /// What was allowed.
+        tolerance: f64,
+    },
     /// A file could not be read or written.
     #[error("{file}: {action}: {source}")]
     Io {
@@ -41,19 +55,33 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what it should be.
-    #[error("{file}: {field}: {reason}")]
+    #[error("{file}: {field}: expected {expected}, got {got}; {remedy}")]
     File {
         /// The path.
         file: String,
-        /// The tensor or metadata field.
+        /// The tensor, metadata field or part of the file.
         field: String,
-        /// What is wrong with it, and the remedy.
-        reason: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
+impl Error {
+    pub(crate) fn argument(
+        argument: &'static str,
+        expected: impl std::fmt::Display,
+        got: impl std::fmt::Display,
+    ) -> Self {
+        Self::Argument { argument, expected: expected.to_string(), got: got.to_string() }
+    }
+}
+
 /// The result of everything here.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,10 +1,13 @@
 //! The optimisation loop.
 
-use candle_core::{Device, Tensor};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Error, HiperEmbedding, NoisePredictor, NoiseSchedule,
-    Result, TailLoss, TextEmbedding, TorchGenerator,
+    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Error, GradientCheck, HiperEmbedding, HiperMetadata,
+    LossAndGradient, NoisePredictor, NoiseSchedule, Result, TailLoss, TextEmbedding, TorchGenerator,
+    check_gradient,
 };
 
 /// How a tail is learned; the defaults are the paper's.
@@ -35,10 +38,38 @@ pub struct Step {
     pub loss: f64,
 }
 
+/// When [`Personalisation::run`] stops and stores; the default does neither before the end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunControl<'a> {
+    /// Steps between checkpoints, 0 for none.
+    pub checkpoint_every: usize,
+    /// Looked at before every step; when it is set, the run stops there.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// What [`Personalisation::run`] tells while it runs.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A step is done.
+    Step(Step),
+    /// A checkpoint is due, or the run was cancelled: what must be stored to continue.
+    Checkpoint(Box<Checkpoint>),
+}
+
+/// How [`Personalisation::run`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are taken.
+    Finished,
+    /// Stopped by [`RunControl::cancel`]; the last event was a checkpoint.
+    Cancelled,
+}
+
 /// A run in progress: the tail, the optimiser and the random numbers.
 ///
 /// Each step draws noise and then a timestep from the generator, in this order; with the VAE's sample drawn before from the
-/// same generator, a seed gives the losses that PyTorch gives.
+/// same generator, a seed gives the losses that PyTorch gives. A step that fails changes nothing.
+#[derive(Debug, Clone)]
 pub struct Personalisation {
     config: PersonalisationConfig,
     schedule: NoiseSchedule,
@@ -50,13 +81,22 @@ pub struct Personalisation {
     last_loss: Option<f64>,
 }
 
+/// The draws of one step, and the generator after them.
+struct Draws {
+    timestep: usize,
+    noisy_latents: Tensor,
+    target: Tensor,
+    generator: TorchGenerator,
+}
+
 impl Personalisation {
     /// Begins at the source embedding's own tail.
     ///
-    /// `latents [1, 4, h, w]`: the picture's, scaled. `generator`: as the draw of the VAE's sample left it.
+    /// `latents [1, 4, h, w]`, `f32`: the picture's, times the VAE's scaling factor. `generator`: as the draw of the VAE's
+    /// sample left it.
     ///
     /// # Errors
-    /// When a setting or a shape is outside its range.
+    /// When a setting or a shape is outside its range, or a value is not finite.
     pub fn new(
         config: PersonalisationConfig,
         latents: &Tensor,
@@ -64,25 +104,22 @@ impl Personalisation {
         schedule: NoiseSchedule,
         generator: TorchGenerator,
     ) -> Result<Self> {
-        let rate = config.adam.learning_rate;
-        if !(rate.is_finite() && rate > 0.0) {
-            return Err(Error::Argument {
-                argument: "learning_rate",
-                expected: "above 0".into(),
-                got: rate.to_string(),
-            });
-        }
+        config.adam.check()?;
+        schedule.check()?;
         if config.train_steps == 0 {
-            return Err(Error::Argument {
-                argument: "train_steps",
-                expected: "at least 1".into(),
-                got: "0".into(),
-            });
+            return Err(Error::argument("train_steps", "at least 1", 0));
         }
-        if schedule.alphas_cumprod.is_empty() || latents.rank() != 4 || latents.dims()[0] != 1 {
-            let (expected, got) =
-                ("[1, 4, h, w] and a schedule that is not empty".into(), format!("{:?}", latents.dims()));
-            return Err(Error::Argument { argument: "latents", expected, got });
+        if !matches!(latents.dims(), [1, _, _, _])
+            || latents.dtype() != DType::F32
+            || latents.elem_count() == 0
+        {
+            let got = format!("{:?} of {}", latents.dims(), latents.dtype().as_str());
+            return Err(Error::argument("latents", "[1, 4, h, w] of f32", got));
+        }
+        for (argument, tensor) in [("latents", latents), ("source embedding", source.tensor())] {
+            if !values(tensor)?.iter().all(|v| v.is_finite()) {
+                return Err(Error::argument(argument, "finite values", "NaN or infinity"));
+            }
         }
         let (head, tail) = source.split(config.n_hiper)?;
         let adam = Adam::new(config.adam, tail.tensor().elem_count());
@@ -91,43 +128,42 @@ impl Personalisation {
 
     /// Continues a stored run; everything that follows is bit for bit what it would have been.
     ///
+    /// `self` is the run begun afresh, with the same picture, text and settings; only `train_steps` may differ.
+    ///
     /// # Errors
     /// When the checkpoint belongs to other settings or another model.
     pub fn resume(self, checkpoint: Checkpoint) -> Result<Self> {
-        let Checkpoint { tail, adam, generator, last_loss } = checkpoint;
-        let same = tail.n_hiper() == self.tail.n_hiper()
-            && tail.width() == self.tail.width()
-            && adam.config == self.config.adam;
-        if !same || adam.steps > self.config.train_steps {
-            return Err(Error::Argument {
-                argument: "checkpoint",
-                expected: format!(
-                    "a tail of [{}, {}] learned at rate {} for at most {} steps",
-                    self.tail.n_hiper(),
-                    self.tail.width(),
-                    self.config.adam.learning_rate,
-                    self.config.train_steps
-                ),
-                got: format!(
-                    "[{}, {}] at rate {}, {} steps",
-                    tail.n_hiper(),
-                    tail.width(),
-                    adam.config.learning_rate,
-                    adam.steps
-                ),
-            });
+        let Checkpoint { tail, adam, generator, last_loss, metadata: _ } = checkpoint;
+        let shape = |tail: &HiperEmbedding| format!("a tail of [{}, {}]", tail.n_hiper(), tail.width());
+        if tail.tensor().dims() != self.tail.tensor().dims() {
+            return Err(Error::argument("checkpoint", shape(&self.tail), shape(&tail)));
+        }
+        if adam.config != self.config.adam {
+            let constants = |config: &AdamConfig| format!("{config:?}");
+            return Err(Error::argument("checkpoint", constants(&self.config.adam), constants(&adam.config)));
+        }
+        if adam.steps > self.config.train_steps {
+            let expected = format!("at most train_steps, {} steps", self.config.train_steps);
+            return Err(Error::argument("checkpoint", expected, format!("{} steps", adam.steps)));
         }
         let tail = HiperEmbedding::new(tail.tensor().to_device(self.head.device())?)?;
         Ok(Self { tail, adam, generator, last_loss, ..self })
     }
 
-    /// What must be stored to continue from here.
+    /// What must be stored to continue from here. The metadata says what the run itself knows: steps, learning rate, loss.
     pub fn checkpoint(&self) -> Checkpoint {
+        let metadata = HiperMetadata {
+            train_steps: Some(self.adam.steps),
+            learning_rate: Some(self.config.adam.learning_rate),
+            final_loss: self.last_loss,
+            ..Default::default()
+        };
         Checkpoint {
             tail: self.tail.clone(),
             adam: self.adam.clone(),
             generator: self.generator.clone(),
             last_loss: self.last_loss,
+            metadata,
         }
     }
 
@@ -141,6 +177,11 @@ impl Personalisation {
         &self.tail
     }
 
+    /// The semantic head of the source embedding, `[1, T − N, D]`; it never moves.
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+
     /// Steps taken so far.
     pub fn steps_taken(&self) -> usize {
         self.adam.steps
@@ -151,146 +192,121 @@ impl Personalisation {
         self.last_loss
     }
 
-    /// Takes one step, or none when all are taken. To cancel, do not call it again; [`checkpoint`](Self::checkpoint) holds
-    /// what a later run needs.
+    /// Takes one step, or none when all are taken: noise ε and a timestep t are drawn, and the tail moves against the gradient
+    /// of the paper's loss `‖ε − ε_θ(x_t, t, [e_src′; e_hper])‖²` (or of the same with v).
     ///
     /// # Errors
-    /// [`Error::NotFinite`] when the loss is NaN or infinite: the tail then stays as it was.
+    /// [`Error::NotFinite`] when the loss, its gradient or the moved tail is NaN or infinite; whatever the network gives. The
+    /// run is then as it was before.
     pub fn step(&mut self, network: &impl NoisePredictor) -> Result<Option<Step>> {
         if self.adam.steps >= self.config.train_steps {
             return Ok(None);
         }
         let step = self.adam.steps + 1;
-        let noise = self.generator.randn_tensor(self.latents.dims(), self.latents.device())?;
-        let timestep = self.generator.randint(self.schedule.num_train_timesteps() as u32) as usize;
-        let result = network.loss_and_gradient(&TailLoss {
-            noisy_latents: &self.schedule.add_noise(&self.latents, &noise, timestep)?,
-            timestep: timestep as f64,
+        let draws = self.draw()?;
+        let LossAndGradient { loss, tail_gradient } = network.loss_and_gradient(&self.tail_loss(&draws))?;
+        let finite = |quantity, values: &[f32]| match values.iter().all(|v| v.is_finite()) {
+            true => Ok(()),
+            false => Err(Error::NotFinite { step, quantity, loss }),
+        };
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { step, quantity: "the loss", loss });
+        }
+        finite("the gradient", &tail_gradient)?;
+        let (mut adam, mut tail) = (self.adam.clone(), values(self.tail.tensor())?);
+        adam.step(&mut tail, &tail_gradient)?;
+        finite("the tail after it", &tail)?;
+        let tail = Tensor::from_vec(tail, self.tail.tensor().shape(), self.head.device())?;
+        self.tail = HiperEmbedding::new(tail)?;
+        self.adam = adam;
+        self.generator = draws.generator;
+        self.last_loss = Some(loss);
+        Ok(Some(Step { step, timestep: draws.timestep, loss }))
+    }
+
+    /// Takes all steps that are left, and tells about each of them and about the checkpoints that are due. The events' receiver
+    /// may fail with an error of its own; the run stops there.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use hiper_core::*;
+    /// # let network = |x: &Tensor, _t: f64, text: &Tensor| x.zeros_like()?.broadcast_add(&text.mean_all()?);
+    /// # let latents = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu)?;
+    /// # let source = TextEmbedding::new(Tensor::ones((1, 77, 16), DType::F32, &Device::Cpu)?)?;
+    /// # let schedule = NoiseSchedule::scaled_linear(0.00085, 0.012, 1000, PredictionType::Epsilon);
+    /// # let config = PersonalisationConfig { train_steps: 10, ..Default::default() };
+    /// # let mut run = Personalisation::new(config, &latents, &source, schedule, TorchGenerator::new(0))?;
+    /// use std::sync::atomic::AtomicBool;
+    ///
+    /// let cancel = AtomicBool::new(false); // set by a signal handler or another thread
+    /// let control = RunControl { checkpoint_every: 4, cancel: Some(&cancel) };
+    /// let mut stored = Vec::new();
+    /// let outcome = run.run(&network, control, |event| -> hiper_core::Result<()> {
+    ///     match event {
+    ///         Event::Step(Step { step, loss, .. }) => println!("step {step} loss {loss:.4}"),
+    ///         Event::Checkpoint(checkpoint) => stored.push(checkpoint.adam.steps), // or checkpoint.save(path)?
+    ///     }
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!((outcome, stored), (Outcome::Finished, vec![4, 8]));
+    /// # Ok::<(), hiper_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and the receiver's own.
+    pub fn run<E: From<Error>>(
+        &mut self,
+        network: &impl NoisePredictor,
+        control: RunControl<'_>,
+        mut on_event: impl FnMut(Event) -> Result<(), E>,
+    ) -> Result<Outcome, E> {
+        let mut stored = false;
+        while self.steps_taken() < self.config.train_steps {
+            if control.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                if !stored {
+                    on_event(Event::Checkpoint(Box::new(self.checkpoint())))?;
+                }
+                return Ok(Outcome::Cancelled);
+            }
+            let Some(step) = self.step(network)? else { break };
+            on_event(Event::Step(step))?;
+            stored = control.checkpoint_every > 0 && step.step.is_multiple_of(control.checkpoint_every);
+            if stored {
+                on_event(Event::Checkpoint(Box::new(self.checkpoint())))?;
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Compares the network's gradient with central differences of its loss, for the next step. The run stays as it is.
+    ///
+    /// # Errors
+    /// When the network fails.
+    pub fn check_gradient(&self, network: &impl NoisePredictor) -> Result<GradientCheck> {
+        let draws = self.draw()?;
+        check_gradient(network, &self.tail_loss(&draws), &mut draws.generator.clone(), Default::default())
+    }
+
+    fn draw(&self) -> Result<Draws> {
+        let mut generator = self.generator.clone();
+        let noise = generator.randn_tensor(self.latents.dims(), self.latents.device())?;
+        let timestep = generator.randint(self.schedule.num_train_timesteps() as u32) as usize;
+        let noisy_latents = self.schedule.add_noise(&self.latents, &noise, timestep)?;
+        let target = self.schedule.target(&self.latents, &noise, timestep)?;
+        Ok(Draws { timestep, noisy_latents, target, generator })
+    }
+
+    fn tail_loss<'a>(&'a self, draws: &'a Draws) -> TailLoss<'a> {
+        TailLoss {
+            noisy_latents: &draws.noisy_latents,
+            timestep: draws.timestep as f64,
             head: &self.head,
             tail: self.tail.tensor(),
-            target: &self.schedule.target(&self.latents, &noise, timestep)?,
-        })?;
-        if !result.loss.is_finite() || result.tail_gradient.iter().any(|g| !g.is_finite()) {
-            return Err(Error::NotFinite { step, loss: result.loss });
+            target: &draws.target,
         }
-        let mut values: Vec<f32> = self.tail.tensor().flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
-        self.adam.step(&mut values, &result.tail_gradient);
-        let shape = (self.tail.n_hiper(), self.tail.width());
-        self.tail = HiperEmbedding::new(Tensor::from_vec(values, shape, self.head.device())?)?;
-        self.last_loss = Some(result.loss);
-        Ok(Some(Step { step, timestep, loss: result.loss }))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::PredictionType;
-    use candle_core::DType;
-
-    /// A smooth network whose answer depends on every entry of the text: a small random projection, tanh, and a mean.
-    fn network(latents: &Tensor, timestep: f64, text: &Tensor) -> candle_core::Result<Tensor> {
-        let (_, t, d) = text.dims3()?;
-        let weights: Vec<f32> = (0..t * d * 3).map(|i| ((i * 37 % 101) as f32 - 50.0) / 400.0).collect();
-        let weights = Tensor::from_vec(weights, (t * d, 3), text.device())?;
-        let features = text.reshape((1, t * d))?.matmul(&weights)?.tanh()?;
-        latents.broadcast_mul(&((features.mean_all()? + timestep / 1000.0)?))
-    }
-
-    fn start(train_steps: usize) -> Personalisation {
-        let mut generator = TorchGenerator::new(3);
-        let latents = generator.randn_tensor(&[1, 4, 6, 6], &Device::Cpu).unwrap();
-        let source = TextEmbedding::new(generator.randn_tensor(&[1, 9, 8], &Device::Cpu).unwrap()).unwrap();
-        let schedule = NoiseSchedule::scaled_linear(0.00085, 0.012, 1000, PredictionType::VPrediction);
-        let config = PersonalisationConfig { n_hiper: 2, train_steps, ..Default::default() };
-        Personalisation::new(config, &latents, &source, schedule, generator).unwrap()
-    }
-
-    fn finish(mut run: Personalisation) -> (Vec<Step>, Vec<Vec<f32>>) {
-        let mut steps = Vec::new();
-        while let Some(step) = run.step(&network).unwrap() {
-            steps.push(step);
-        }
-        (steps, run.tail().tensor().to_vec2().unwrap())
-    }
-
-    #[test]
-    fn stopping_and_resuming_changes_nothing() {
-        let (steps, whole) = finish(start(12));
-        let mut first = start(12);
-        for _ in 0..5 {
-            first.step(&network).unwrap();
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("checkpoint.safetensors");
-        first.checkpoint().save(&path).unwrap();
-        let (rest, resumed) = finish(start(12).resume(Checkpoint::load(&path).unwrap()).unwrap());
-        assert_eq!(steps[5..], rest);
-        assert_eq!(whole, resumed);
-    }
-
-    #[test]
-    fn only_the_tail_moves() {
-        let mut run = start(3);
-        let head = run.head.to_vec3::<f32>().unwrap();
-        let tail = run.tail.tensor().to_vec2::<f32>().unwrap();
-        while run.step(&network).unwrap().is_some() {}
-        assert_eq!(run.head.to_vec3::<f32>().unwrap(), head);
-        assert_ne!(run.tail.tensor().to_vec2::<f32>().unwrap(), tail);
-    }
-
-    #[test]
-    fn a_loss_that_is_not_finite_leaves_the_tail_alone() {
-        let broken =
-            |latents: &Tensor, _t: f64, text: &Tensor| latents.broadcast_mul(&(text.mean_all()? * f64::NAN)?);
-        let mut run = start(3);
-        let before = run.tail.tensor().to_vec2::<f32>().unwrap();
-        let error = run.step(&broken).unwrap_err();
-        assert!(matches!(error, Error::NotFinite { step: 1, .. }), "{error}");
-        assert_eq!(run.tail.tensor().to_vec2::<f32>().unwrap(), before);
-    }
-
-    #[test]
-    fn a_network_without_a_gradient_is_found_out() {
-        let cut =
-            |latents: &Tensor, _t: f64, text: &Tensor| latents.broadcast_mul(&text.detach().mean_all()?);
-        assert!(matches!(start(1).step(&cut), Err(Error::NoGradient)));
-    }
-
-    #[test]
-    fn the_gradient_agrees_with_central_differences() {
-        /// f32 networks, differences of 1e-2: three digits.
-        const TOLERANCE: f64 = 1e-3;
-        let run = start(1);
-        let mut generator = TorchGenerator::new(9);
-        let target = generator.randn_tensor(&[1, 4, 6, 6], &Device::Cpu).unwrap();
-        let step = TailLoss {
-            noisy_latents: &run.latents,
-            timestep: 300.0,
-            head: &run.head,
-            tail: run.tail.tensor(),
-            target: &target,
-        };
-        let (gradient, differences) = check_gradient_of(&step, &generator.randn(16));
-        assert!((gradient - differences).abs() < TOLERANCE * differences.abs(), "{gradient} {differences}");
-    }
-
-    fn check_gradient_of(step: &TailLoss<'_>, direction: &[f32]) -> (f64, f64) {
-        crate::check_gradient(&network, step, direction, 1e-2).unwrap()
-    }
-
-    #[test]
-    fn settings_outside_their_range_are_refused() {
-        let latents = Tensor::zeros((1, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
-        let source = TextEmbedding::new(Tensor::zeros((1, 7, 2), DType::F32, &Device::Cpu).unwrap()).unwrap();
-        let schedule = NoiseSchedule::scaled_linear(0.00085, 0.012, 10, PredictionType::Epsilon);
-        let new = |config| {
-            Personalisation::new(config, &latents, &source, schedule.clone(), TorchGenerator::new(0))
-        };
-        assert!(new(PersonalisationConfig { n_hiper: 0, ..Default::default() }).is_err());
-        assert!(new(PersonalisationConfig { n_hiper: 7, ..Default::default() }).is_err());
-        assert!(new(PersonalisationConfig { train_steps: 0, ..Default::default() }).is_err());
-        let adam = AdamConfig { learning_rate: f64::NAN, ..Default::default() };
-        assert!(new(PersonalisationConfig { adam, ..Default::default() }).is_err());
-    }
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?)
 }

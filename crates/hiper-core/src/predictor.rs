@@ -1,10 +1,11 @@
 //! The network, seen through one small trait.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{Error, Result};
 
 /// What one step asks of the network.
+#[derive(Debug, Clone, Copy)]
 pub struct TailLoss<'a> {
     /// `x_t`, `[1, 4, h, w]`.
     pub noisy_latents: &'a Tensor,
@@ -18,8 +19,28 @@ pub struct TailLoss<'a> {
     pub target: &'a Tensor,
 }
 
+impl TailLoss<'_> {
+    /// `[head; tail]`, `[1, T, D]`: the network's `encoder_hidden_states` with this tail or another in its place.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn encoder_hidden_states(&self, tail: &Tensor) -> candle_core::Result<Tensor> {
+        Tensor::cat(&[self.head, &tail.unsqueeze(0)?], 1)
+    }
+
+    /// `(target − prediction)²`, `[1, 4, h, w]`, in `f32` or wider.
+    pub(crate) fn squares(&self, prediction: &Tensor) -> Result<Tensor> {
+        if prediction.dims() != self.target.dims() {
+            let (expected, got) = (format!("{:?}", self.target.dims()), format!("{:?}", prediction.dims()));
+            return Err(Error::argument("the network's prediction", expected, got));
+        }
+        let dtype = if prediction.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok((prediction.to_dtype(dtype)? - self.target.to_dtype(dtype)?)?.sqr()?)
+    }
+}
+
 /// The loss and its gradient to the tail.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LossAndGradient {
     /// `mean((target − prediction)²)`.
     pub loss: f64,
@@ -29,8 +50,19 @@ pub struct LossAndGradient {
 
 /// A network that predicts noise (or velocity). A closure `Fn(&latents, timestep, &encoder_hidden_states) -> prediction`
 /// is one.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use hiper_core::NoisePredictor;
+///
+/// fn takes_a_network(_: &impl NoisePredictor) {}
+/// takes_a_network(&|latents: &Tensor, _timestep: f64, text: &Tensor| latents.broadcast_add(&text.mean_all()?));
+/// ```
 pub trait NoisePredictor {
-    /// The prediction for `latents [B, 4, h, w]` at `timestep`, given `encoder_hidden_states [B, T, D]`.
+    /// The prediction for `latents [B, 4, h, w]` at `timestep`, given `encoder_hidden_states [B, T, D]`; it has the shape of
+    /// `latents`.
+    ///
+    /// The tensors arrive in `f32`; a network of another type converts them (`to_dtype` has a gradient) and may answer in it.
     ///
     /// # Errors
     /// Whatever the network's errors are.
@@ -41,23 +73,22 @@ pub trait NoisePredictor {
         encoder_hidden_states: &Tensor,
     ) -> candle_core::Result<Tensor>;
 
-    /// The loss of equation 4, `‖target − ε_θ(x_t, t, [head; tail])‖²` averaged over the latents, and its gradient to the
-    /// tail. The default differentiates [`predict_noise`](Self::predict_noise) with candle; implement it where there is a
-    /// faster way.
+    /// The paper's loss, `‖target − ε_θ(x_t, t, [head; tail])‖²` averaged over the latents, and its gradient to the tail.
+    ///
+    /// The default differentiates [`predict_noise`](Self::predict_noise) with candle; implement it where there is a faster
+    /// way. candle drops gradients silently at operations without a backward pass, and the default notices only when nothing
+    /// arrives: see [`check_gradient`](crate::check_gradient).
     ///
     /// # Errors
     /// [`Error::NoGradient`] when the network's graph does not lead back to the tail.
     fn loss_and_gradient(&self, step: &TailLoss<'_>) -> Result<LossAndGradient> {
         let tail = Var::from_tensor(step.tail)?;
-        let context = Tensor::cat(&[step.head, &tail.as_tensor().unsqueeze(0)?], 1)?;
-        let prediction = self.predict_noise(step.noisy_latents, step.timestep, &context)?;
-        let loss = (prediction - step.target)?.sqr()?.mean_all()?;
-        let gradients = loss.backward()?;
+        let context = step.encoder_hidden_states(&tail)?;
+        let squares = step.squares(&self.predict_noise(step.noisy_latents, step.timestep, &context)?)?;
+        let gradients = squares.mean_all()?.backward()?;
         let gradient = gradients.get(&tail).ok_or(Error::NoGradient)?;
-        Ok(LossAndGradient {
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            tail_gradient: gradient.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?,
-        })
+        let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_device(&Device::Cpu)?;
+        Ok(LossAndGradient { loss: mean(&squares)?, tail_gradient: gradient.to_vec1()? })
     }
 }
 
@@ -75,36 +106,12 @@ where
     }
 }
 
-/// Compares a network's gradient with central differences of its loss along `direction` (`[N, D]` row-major), and returns
-/// `(from the gradient, from differences)`. They should agree to about three digits in `f32`.
-///
-/// Worth a call before a long run with a network of your own: candle has operations that return no gradient, or a part of
-/// it, without an error. `x + layer_norm(x)` with candle-nn's fused normalisation returns the residual's part alone.
-///
-/// # Errors
-/// When the network fails or `direction` has another length than the tail.
-pub fn check_gradient(
-    network: &impl NoisePredictor,
-    step: &TailLoss<'_>,
-    direction: &[f32],
-    size: f64,
-) -> Result<(f64, f64)> {
-    if direction.len() != step.tail.elem_count() {
-        let (expected, got) =
-            (format!("{} values, as the tail", step.tail.elem_count()), direction.len().to_string());
-        return Err(Error::Argument { argument: "direction", expected, got });
-    }
-    let analytic = network.loss_and_gradient(step)?;
-    let slope =
-        analytic.tail_gradient.iter().zip(direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
-    let direction = Tensor::from_slice(direction, step.tail.shape(), step.tail.device())?;
-    let loss_at = |size: f64| -> Result<f64> {
-        let tail = (step.tail + (&direction * size)?)?;
-        let context = Tensor::cat(&[step.head, &tail.unsqueeze(0)?], 1)?;
-        let prediction = network.predict_noise(step.noisy_latents, step.timestep, &context)?;
-        let squares = (prediction - step.target)?.sqr()?.flatten_all()?.to_vec1::<f32>()?;
-        // In f64: the difference of two nearly equal means would lose its digits.
-        Ok(squares.iter().map(|&v| f64::from(v)).sum::<f64>() / squares.len() as f64)
+/// The mean of `f32` or `f64` values, summed in `f64`: thousands of values summed in `f32` lose two digits.
+pub(crate) fn mean(values: &Tensor) -> Result<f64> {
+    let values = values.flatten_all()?.to_device(&Device::Cpu)?;
+    let sum: f64 = match values.dtype() {
+        DType::F64 => values.to_vec1::<f64>()?.iter().sum(),
+        _ => values.to_vec1::<f32>()?.iter().map(|&v| f64::from(v)).sum(),
     };
-    Ok((slope, (loss_at(size)? - loss_at(-size)?) / (2.0 * size)))
+    Ok(sum / values.elem_count() as f64)
 }

@@ -19,7 +19,7 @@ pub fn write(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
     files.finish()
 }
 
-/// Writes `count` subjects in every pose on every background: `images.u8` and `scenes.jsonl` as [`write`] does, and
+/// Writes `count` subjects in every pose on every background: `images.u8` and `scenes.jsonl` as [`write()`] does, and
 /// `silhouettes.u8` (`count × 24 × size × size` bytes). Subject `i` is the one of scene `seed + i`; its pictures follow
 /// each other, backgrounds fastest.
 pub fn write_every_view(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {

@@ -47,13 +47,14 @@ pub enum Command {
 /// Flags that every command takes.
 #[derive(Args)]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda[:N] or metal; auto is the best device of this build
+    /// Where to compute
     #[arg(
         long,
         global = true,
         value_name = "DEVICE",
         default_value = "auto",
-        help_heading = "Common options"
+        help_heading = "Common options",
+        help = "Where to compute: auto, cpu, cuda[:N] or metal; auto is the best device of this build"
     )]
     pub device: DeviceChoice,
     /// Precision of the networks: auto, f32, f16 or bf16. The CPU computes in f32, and auto chooses that

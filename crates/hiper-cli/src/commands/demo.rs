@@ -10,6 +10,7 @@ use crate::demo_model;
 use crate::model::Model;
 use crate::output::Output;
 use crate::render::Look;
+use crate::run::Checkpoints;
 
 /// Personalises the embedded photo and edits it with the embedded sentences.
 pub fn run(args: &Demo, device: &Device, console: &Console) -> Result<()> {
@@ -34,7 +35,8 @@ pub fn run(args: &Demo, device: &Device, console: &Console) -> Result<()> {
         crop: Crop::Center,
         checkpoint_every: 0,
         preview_every: 0,
-        resume: false,
+        // Interrupted earlier: go on.
+        resume: !Checkpoints::list(output.folder())?.is_empty(),
     };
     personalize(&args, &photo, &model, &output, look, console)
 }

@@ -19,8 +19,14 @@ pub fn edit(args: &Edit, device: &Device, console: &Console) -> Result<()> {
     let model = Model::open(args.sampling.model.path.as_deref(), device, console)?;
     check_width(&tail, &model)?;
     if let Some(hash) = file.metadata.base_model_hash.filter(|hash| *hash != model.hash) {
-        let base = file.metadata.base_model.unwrap_or(hash);
-        console.warn(format!("{name}: learned with {base}, which is another model than {}", model.name));
+        let base = file.metadata.base_model.unwrap_or_default();
+        let short = |hash: &str| hash.chars().take(10).collect::<String>();
+        console.warn(format!(
+            "{name}: learned with {base} (hash {}), which is another model than {} (hash {})",
+            short(&hash),
+            model.name,
+            short(&model.hash)
+        ));
     }
     draw(&args.sampling, Some(tail), &model, console)
 }

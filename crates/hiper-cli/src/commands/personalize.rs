@@ -67,6 +67,7 @@ pub fn personalize(
         model,
         output,
         console,
+        origin: origin(args, photo, model),
         checkpoint_every: args.checkpoint_every,
         preview_every: args.preview_every,
     };
@@ -87,8 +88,7 @@ pub fn personalize(
     let album = Album { model, output, console, look, picture: &picture, args, file: &file };
     training.finish(&mut run, &mut |step, tail| album.preview(step, tail))?;
 
-    let metadata = metadata(args, photo, model, &run);
-    HiperFile { tail: run.tail().clone(), metadata }.save(&path)?;
+    HiperFile { tail: run.tail().clone(), metadata: training.metadata(&run) }.save(&path)?;
     output.wrote(&path, "tail");
     if args.target_text.is_empty() { Ok(()) } else { album.edits(run.tail()) }
 }
@@ -146,15 +146,13 @@ fn settings(args: &Personalize, photo: &Photographed, picture: &RgbImage, model:
     }
 }
 
-fn metadata(args: &Personalize, photo: &Photographed, model: &Model, run: &Personalisation) -> HiperMetadata {
+fn origin(args: &Personalize, photo: &Photographed, model: &Model) -> HiperMetadata {
     HiperMetadata {
         base_model: Some(model.name.clone()),
         base_model_hash: Some(model.hash.clone()),
         image_hash: Some(photo.photo.hash.clone()),
         source_text: Some(args.source_text.clone()),
-        train_steps: Some(run.steps_taken()),
-        learning_rate: Some(args.learning_rate),
         seed: Some(args.seed),
-        final_loss: run.last_loss(),
+        ..Default::default()
     }
 }

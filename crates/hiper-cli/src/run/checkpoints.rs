@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hiper_core::{Checkpoint, Personalisation};
+use hiper_core::{Checkpoint, HiperMetadata, Personalisation};
 
 use crate::console::Console;
 use crate::output::Output;
@@ -60,9 +60,9 @@ impl Checkpoints {
 ///
 /// # Errors
 /// When the folder cannot be written or the disk is full.
-pub fn save(run: &Personalisation, output: &Output<'_>) -> Result<PathBuf> {
+pub fn save(run: &Personalisation, metadata: HiperMetadata, output: &Output<'_>) -> Result<PathBuf> {
     let path = output.path(&format!("{PREFIX}{}{SUFFIX}", run.steps_taken()));
-    run.checkpoint().save(&path)?;
+    Checkpoint { metadata, ..run.checkpoint() }.save(&path)?;
     output.wrote(&path, "checkpoint");
     Ok(path)
 }

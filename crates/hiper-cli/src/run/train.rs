@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::Tensor;
-use hiper_core::{HiperEmbedding, Personalisation};
+use hiper_core::{HiperEmbedding, HiperMetadata, Personalisation};
 
 use super::checkpoints::{self, Checkpoints};
 use super::step_log::StepLog;
@@ -26,6 +26,8 @@ pub struct Training<'a> {
     pub output: &'a Output<'a>,
     /// What it tells.
     pub console: &'a Console,
+    /// Where the tail comes from: photo, text, model, seed.
+    pub origin: HiperMetadata,
     /// Steps between checkpoints, 0 for none.
     pub checkpoint_every: usize,
     /// Steps between previews, 0 for none.
@@ -83,7 +85,7 @@ impl Training<'_> {
                 seconds_left: pace.mean_seconds(seconds) * (total - step.step) as f64,
             });
             if due(step.step, self.checkpoint_every) {
-                checkpoints::save(run, self.output)?;
+                checkpoints::save(run, self.metadata(run), self.output)?;
             }
             if due(step.step, self.preview_every) {
                 self.console.finish();
@@ -95,12 +97,22 @@ impl Training<'_> {
         Ok(())
     }
 
+    /// What the tail's file says of it.
+    pub fn metadata(&self, run: &Personalisation) -> HiperMetadata {
+        HiperMetadata {
+            train_steps: Some(run.steps_taken()),
+            learning_rate: Some(run.config().adam.learning_rate),
+            final_loss: run.last_loss(),
+            ..self.origin.clone()
+        }
+    }
+
     fn interrupted(&self, run: &Personalisation) -> Error {
         self.console.finish();
         match run.steps_taken() {
-            0 => Error::Interrupted(" before the first step".into()),
-            step => match checkpoints::save(run, self.output) {
-                Ok(_) => Error::Interrupted(format!(" after step {step}; --resume continues there")),
+            0 => Error::Interrupted(None),
+            step => match checkpoints::save(run, self.metadata(run), self.output) {
+                Ok(_) => Error::Interrupted(Some(step)),
                 Err(error) => error,
             },
         }
