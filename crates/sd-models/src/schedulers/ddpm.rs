@@ -18,11 +18,9 @@ impl Ddpm {
         let alphas_cumprod = config.alphas_cumprod();
         let timesteps: Vec<f64> =
             config.timesteps(TimestepSpacing::Leading, n).into_iter().map(f64::round_ties_even).collect();
-        let ratio = config.num_train_timesteps / n;
-        let alphas = timesteps.iter().map(|&t| {
-            let t = t as usize;
-            [f64::from(alphas_cumprod[t]), t.checked_sub(ratio).map_or(1.0, |p| f64::from(alphas_cumprod[p]))]
-        });
+        let alpha = |&t: &f64| f64::from(alphas_cumprod[t as usize]);
+        let alphas =
+            timesteps.iter().enumerate().map(|(i, t)| [alpha(t), timesteps.get(i + 1).map_or(1.0, alpha)]);
         Ok(Self {
             alphas: alphas.collect(),
             timesteps,

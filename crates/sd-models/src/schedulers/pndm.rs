@@ -19,7 +19,9 @@ pub(super) struct Pndm {
 
 impl Pndm {
     pub(super) fn new(config: &SchedulerConfig, n: usize) -> Result<Self> {
-        let alphas_cumprod = config.alphas_cumprod();
+        // diffusers' class knows no rescaling and ignores the field.
+        let alphas_cumprod =
+            SchedulerConfig { rescale_betas_zero_snr: false, ..config.clone() }.alphas_cumprod();
         let descending: Vec<f64> =
             config.timesteps(TimestepSpacing::Leading, n).into_iter().map(f64::round_ties_even).collect();
         let mut timesteps = descending.clone();
