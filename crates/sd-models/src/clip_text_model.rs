@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, AttentionConfig, AttentionMask, LayerNorm, Linear, activation, attention};
 use serde::Deserialize;
 
-use crate::blocks::layer_norm;
+use crate::blocks::{layer_norm, linear};
 use crate::{Error, ModelFiles, Result, Weights};
 
 const FILE: &str = "text_encoder/config.json";
@@ -196,10 +196,4 @@ impl EncoderLayer {
         let h = activation(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?, self.act)?;
         Ok((self.fc2.forward(&h)? + x)?)
     }
-}
-
-/// A fully connected layer `[O, I]` with its bias, which every layer of this network has.
-fn linear(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
-    let (weight, bias) = (weights.get("weight", &[outputs, inputs])?, weights.get("bias", &[outputs])?);
-    Ok(Linear::new(&weight, Some(&bias))?)
 }

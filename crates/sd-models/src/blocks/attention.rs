@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use hiper_kernels::{AttentionConfig, AttentionMask, Linear, attention};
 
-use super::linear;
+use super::{Bias, linear, projection};
 use crate::{Result, Weights};
 
 /// Multi-head attention of a sequence to itself or to another.
@@ -16,19 +16,21 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Weights `to_q`, `to_k`, `to_v`, `to_out.0` (or the VAE's older `query`, `key`, `value`, `proj_attn`).
+    /// Weights `to_q`, `to_k`, `to_v`, `to_out.0` (or the VAE's older `query`, `key`, `value`, `proj_attn`). The first
+    /// three have a bias in the VAE and none in the UNet; the last has one in both.
     pub(crate) fn load(
         weights: &Weights,
         channels: usize,
         context_channels: usize,
         num_heads: usize,
+        bias: Bias,
     ) -> Result<Self> {
         let old_names = weights.contains("query.weight");
         let name = |new, old| weights.pp(if old_names { old } else { new });
         Ok(Self {
-            to_q: linear(&name("to_q", "query"), channels, channels)?,
-            to_k: linear(&name("to_k", "key"), context_channels, channels)?,
-            to_v: linear(&name("to_v", "value"), context_channels, channels)?,
+            to_q: projection(&name("to_q", "query"), bias, channels, channels)?,
+            to_k: projection(&name("to_k", "key"), bias, context_channels, channels)?,
+            to_v: projection(&name("to_v", "value"), bias, context_channels, channels)?,
             to_out: linear(&name("to_out.0", "proj_attn"), channels, channels)?,
             config: AttentionConfig {
                 num_heads,

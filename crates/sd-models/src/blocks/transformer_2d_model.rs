@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use hiper_kernels::{GroupNorm, LayerNorm, Linear, geglu};
 
-use super::{Attention, group_norm, layer_norm, linear, pointwise};
+use super::{Attention, Bias, group_norm, layer_norm, linear, pointwise};
 use crate::{Result, Weights};
 
 /// The shape of a transformer.
@@ -72,11 +72,13 @@ impl BasicTransformerBlock {
     fn load(weights: &Weights, config: Transformer2DConfig) -> Result<Self> {
         let c = config.channels;
         let norm = |name| layer_norm(&weights.pp(name), c, 1e-5);
+        let attention =
+            |name, context| Attention::load(&weights.pp(name), c, context, config.num_heads, Bias::Absent);
         Ok(Self {
             norm1: norm("norm1")?,
-            attn1: Attention::load(&weights.pp("attn1"), c, c, config.num_heads)?,
+            attn1: attention("attn1", c)?,
             norm2: norm("norm2")?,
-            attn2: Attention::load(&weights.pp("attn2"), c, config.cross_attention_dim, config.num_heads)?,
+            attn2: attention("attn2", config.cross_attention_dim)?,
             norm3: norm("norm3")?,
             ff_in: linear(&weights.pp("ff.net.0.proj"), c, 8 * c)?,
             ff_out: linear(&weights.pp("ff.net.2"), 4 * c, c)?,
