@@ -243,8 +243,7 @@ impl SchedulerConfig {
                 got: num_inference_steps.to_string(),
             });
         }
-        let multistep_or_plms = matches!(kind, SchedulerKind::Pndm);
-        if multistep_or_plms && num_inference_steps < 2 {
+        if kind == SchedulerKind::Pndm && num_inference_steps < 2 {
             return Err(Error::Argument {
                 argument: "steps",
                 expected: "at least 2 with pndm".into(),

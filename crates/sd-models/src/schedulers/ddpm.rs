@@ -2,31 +2,25 @@
 
 use candle_core::Tensor;
 
-use super::ddim::{clipped, predictions};
-use super::{Noise, PredictionType, Scheduler, SchedulerConfig, TimestepSpacing, combine};
+use super::alphas::{Alphas, Reading, whole_timesteps};
+use super::{Noise, Scheduler, SchedulerConfig, combine};
 use crate::Result;
 
 pub(super) struct Ddpm {
     timesteps: Vec<f64>,
+    /// ᾱ at each step, and after it.
     alphas: Vec<[f64; 2]>,
-    prediction_type: PredictionType,
-    clip: Option<f64>,
+    reading: Reading,
 }
 
 impl Ddpm {
-    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Result<Self> {
-        let alphas_cumprod = config.alphas_cumprod();
-        let timesteps: Vec<f64> =
-            config.timesteps(TimestepSpacing::Leading, n).into_iter().map(f64::round_ties_even).collect();
-        let alpha = |&t: &f64| f64::from(alphas_cumprod[t as usize]);
+    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Self {
+        let (alphas, timesteps) = (Alphas::new(config, true), whole_timesteps(config, n));
+        // Below timestep 0 there is no noise.
+        let after = timesteps.iter().skip(1).chain(&[-1.0]);
         let alphas =
-            timesteps.iter().enumerate().map(|(i, t)| [alpha(t), timesteps.get(i + 1).map_or(1.0, alpha)]);
-        Ok(Self {
-            alphas: alphas.collect(),
-            timesteps,
-            prediction_type: config.prediction_type,
-            clip: config.clip_sample.unwrap_or(true).then_some(config.clip_sample_range),
-        })
+            timesteps.iter().zip(after).map(|(t, after)| [alphas.at(*t), alphas.at(*after)]).collect();
+        Self { timesteps, alphas, reading: Reading::new(config) }
     }
 }
 
@@ -43,8 +37,7 @@ impl Scheduler for Ddpm {
         noise: &mut Noise<'_>,
     ) -> Result<Tensor> {
         let [alpha, alpha_prev] = self.alphas[step_index];
-        let (x0, _) = predictions(self.prediction_type, alpha, sample, model_output)?;
-        let x0 = clipped(x0, self.clip)?;
+        let x0 = self.reading.picture(alpha, sample, model_output)?;
         let current_alpha = alpha / alpha_prev;
         let current_beta = 1.0 - current_alpha;
         let x0_coefficient = alpha_prev.sqrt() * current_beta / (1.0 - alpha);

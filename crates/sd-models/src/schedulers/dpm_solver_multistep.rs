@@ -18,11 +18,11 @@ pub(super) struct DpmSolver {
 }
 
 impl DpmSolver {
-    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Self {
         let (timesteps, sigmas) = multistep(config, n);
         let lower_order_final = config.lower_order_final.unwrap_or(true) && timesteps.len() < 15;
         let ends_in_zero = config.final_sigmas_type.as_deref().unwrap_or("zero") == "zero";
-        Ok(Self {
+        Self {
             timesteps,
             sigmas,
             prediction_type: config.prediction_type,
@@ -30,7 +30,7 @@ impl DpmSolver {
             heun: config.solver_type.as_deref() == Some("heun"),
             first_order_final: config.euler_at_final || lower_order_final || ends_in_zero,
             previous: None,
-        })
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Euler {
 }
 
 impl Euler {
-    pub(super) fn new(config: &SchedulerConfig, n: usize, kind: Kind) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, n: usize, kind: Kind) -> Self {
         let training = training_sigmas(config);
         // These two classes keep timesteps in f32 and do not round them.
         let mut timesteps = to_f32(config.timesteps(TimestepSpacing::Linspace, n));
@@ -37,7 +37,7 @@ impl Euler {
         let largest = sigmas.iter().copied().fold(0.0, f64::max);
         let leading = config.timestep_spacing == Some(TimestepSpacing::Leading);
         let init_noise_sigma = if leading { (largest * largest + 1.0).sqrt() } else { largest };
-        Ok(Self { kind, timesteps, sigmas, init_noise_sigma, prediction_type: config.prediction_type })
+        Self { kind, timesteps, sigmas, init_noise_sigma, prediction_type: config.prediction_type }
     }
 }
 

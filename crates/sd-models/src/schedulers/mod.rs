@@ -4,6 +4,7 @@
 //! from the checkpoint's own `scheduler_config.json`; as with diffusers' `from_config`, a field that the file lacks takes
 //! the default *of the scheduler asked for*.
 
+mod alphas;
 mod config;
 mod ddim;
 mod ddpm;
@@ -74,17 +75,17 @@ impl SchedulerKind {
     pub fn build(self, config: &SchedulerConfig, num_inference_steps: usize) -> Result<Box<dyn Scheduler>> {
         config.validate(self, num_inference_steps)?;
         Ok(match self {
-            Self::Ddim => Box::new(ddim::Ddim::new(config, num_inference_steps)?),
-            Self::Ddpm => Box::new(ddpm::Ddpm::new(config, num_inference_steps)?),
-            Self::Pndm => Box::new(pndm::Pndm::new(config, num_inference_steps)?),
-            Self::Euler => Box::new(euler::Euler::new(config, num_inference_steps, euler::Kind::Plain)?),
+            Self::Ddim => Box::new(ddim::Ddim::new(config, num_inference_steps)),
+            Self::Ddpm => Box::new(ddpm::Ddpm::new(config, num_inference_steps)),
+            Self::Pndm => Box::new(pndm::Pndm::new(config, num_inference_steps)),
+            Self::Euler => Box::new(euler::Euler::new(config, num_inference_steps, euler::Kind::Plain)),
             Self::EulerAncestral => {
-                Box::new(euler::Euler::new(config, num_inference_steps, euler::Kind::Ancestral)?)
+                Box::new(euler::Euler::new(config, num_inference_steps, euler::Kind::Ancestral))
             }
             Self::DpmSolverMultistep => {
-                Box::new(dpm_solver_multistep::DpmSolver::new(config, num_inference_steps)?)
+                Box::new(dpm_solver_multistep::DpmSolver::new(config, num_inference_steps))
             }
-            Self::UniPc => Box::new(uni_pc_multistep::UniPc::new(config, num_inference_steps)?),
+            Self::UniPc => Box::new(uni_pc_multistep::UniPc::new(config, num_inference_steps)),
         })
     }
 }

@@ -3,61 +3,41 @@
 
 use candle_core::Tensor;
 
-use super::{Noise, PredictionType, Scheduler, SchedulerConfig, TimestepSpacing, combine};
+use super::alphas::{Alphas, Reading, stride, whole_timesteps};
+use super::{Noise, Scheduler, SchedulerConfig, combine};
 use crate::Result;
 
 pub(super) struct Pndm {
     timesteps: Vec<f64>,
-    alphas_cumprod: Vec<f32>,
-    final_alpha: f32,
-    ratio: i64,
-    prediction_type: PredictionType,
+    /// ᾱ at each step's start and end.
+    alphas: Vec<[f64; 2]>,
+    reading: Reading,
     /// The last predictions, newest last.
     ets: Vec<Tensor>,
     first_sample: Option<Tensor>,
 }
 
 impl Pndm {
-    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Self {
         // diffusers' class knows no rescaling and ignores the field.
-        let alphas_cumprod =
-            SchedulerConfig { rescale_betas_zero_snr: false, ..config.clone() }.alphas_cumprod();
-        let descending: Vec<f64> =
-            config.timesteps(TimestepSpacing::Leading, n).into_iter().map(f64::round_ties_even).collect();
-        let mut timesteps = descending.clone();
-        timesteps.insert(1, descending[1]);
-        let final_alpha = if config.set_alpha_to_one.unwrap_or(false) { 1.0 } else { alphas_cumprod[0] };
-        Ok(Self {
-            timesteps,
-            alphas_cumprod,
-            final_alpha,
-            ratio: (config.num_train_timesteps / n) as i64,
-            prediction_type: config.prediction_type,
-            ets: Vec::new(),
-            first_sample: None,
-        })
-    }
-
-    fn alpha(&self, timestep: i64) -> f64 {
-        let alpha = usize::try_from(timestep)
-            .map_or(self.final_alpha, |t| self.alphas_cumprod[t.min(self.alphas_cumprod.len() - 1)]);
-        f64::from(alpha)
-    }
-
-    /// Equation 9, from `timestep` to `previous`.
-    fn previous_sample(
-        &self,
-        sample: &Tensor,
-        timestep: i64,
-        previous: i64,
-        model_output: &Tensor,
-    ) -> Result<Tensor> {
-        let (alpha, alpha_prev) = (self.alpha(timestep), self.alpha(previous));
-        let (beta, beta_prev) = (1.0 - alpha, 1.0 - alpha_prev);
-        let epsilon = match self.prediction_type {
-            PredictionType::Epsilon => model_output.clone(),
-            PredictionType::VPrediction => combine(alpha.sqrt(), model_output, beta.sqrt(), sample)?,
+        let config = SchedulerConfig { rescale_betas_zero_snr: false, ..config.clone() };
+        let alphas = Alphas::new(&config, config.set_alpha_to_one.unwrap_or(false));
+        let (mut timesteps, stride) = (whole_timesteps(&config, n), stride(&config, n));
+        timesteps.insert(1, timesteps[1]);
+        let step = |(i, t): (usize, &f64)| {
+            // The second visit takes the first step again, which ends where it stands.
+            let (from, to) = if i == 1 { (t + stride, *t) } else { (*t, t - stride) };
+            [alphas.at(from), alphas.at(to)]
         };
+        let alphas = timesteps.iter().enumerate().map(step).collect();
+        Self { timesteps, alphas, reading: Reading::new(&config), ets: Vec::new(), first_sample: None }
+    }
+
+    /// Equation 9: `sample` moved by step `step_index`.
+    fn previous_sample(&self, step_index: usize, sample: &Tensor, model_output: &Tensor) -> Result<Tensor> {
+        let [alpha, alpha_prev] = self.alphas[step_index];
+        let (beta, beta_prev) = (1.0 - alpha, 1.0 - alpha_prev);
+        let epsilon = self.reading.noise(alpha, sample, model_output)?;
         let denominator = alpha * beta_prev.sqrt() + (alpha * beta * alpha_prev).sqrt();
         combine((alpha_prev / alpha).sqrt(), sample, -(alpha_prev - alpha) / denominator, &epsilon)
     }
@@ -75,7 +55,6 @@ impl Scheduler for Pndm {
         sample: &Tensor,
         _noise: &mut Noise<'_>,
     ) -> Result<Tensor> {
-        let timestep = self.timesteps[step_index] as i64;
         if step_index == 1 {
             // The second visit: the mean of both predictions, applied to the first sample again.
             let mean = match self.ets.last() {
@@ -83,7 +62,7 @@ impl Scheduler for Pndm {
                 None => model_output.clone(),
             };
             let first_sample = self.first_sample.take().unwrap_or_else(|| sample.clone());
-            return self.previous_sample(&first_sample, timestep + self.ratio, timestep, &mean);
+            return self.previous_sample(step_index, &first_sample, &mean);
         }
         if step_index == 0 {
             self.first_sample = Some(sample.clone());
@@ -102,6 +81,6 @@ impl Scheduler for Pndm {
         for (output, &weight) in self.ets.iter().zip(weights).skip(1) {
             blend = combine(1.0, &blend, weight, output)?;
         }
-        self.previous_sample(sample, timestep, timestep - self.ratio, &blend)
+        self.previous_sample(step_index, sample, &blend)
     }
 }

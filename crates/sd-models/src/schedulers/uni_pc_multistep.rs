@@ -22,9 +22,9 @@ pub(super) struct UniPc {
 }
 
 impl UniPc {
-    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, n: usize) -> Self {
         let (timesteps, sigmas) = multistep(config, n);
-        Ok(Self {
+        Self {
             timesteps,
             sigmas,
             prediction_type: config.prediction_type,
@@ -34,7 +34,7 @@ impl UniPc {
             outputs: Vec::new(),
             last_sample: None,
             last_order: 1,
-        })
+        }
     }
 
     fn interval(&self, from: usize) -> Interval {
