@@ -178,7 +178,7 @@ fn settings_that_do_not_fit() {
     let generate = "generate --prompt rabbit --output-dir out";
     fails(folder.path(), &format!("{generate} --height 4097"), &["--height 4097"]);
     fails(folder.path(), &format!("{generate} --steps 1000"), &["steps", "1 to 999"]);
-    fails(folder.path(), &format!("{generate} --steps 1 --scheduler pndm"), &["at least 2 with pndm"]);
+    fails(folder.path(), &format!("{generate} --steps 1 --scheduler pndm"), &["at least 4 with pndm"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub enum SchedulerKind {
     Ddpm,
     /// `DDIMScheduler` (Song et al., arXiv 2010.02502), η = 0.
     Ddim,
-    /// `PNDMScheduler` without Runge–Kutta steps, also called PLMS (Liu et al., arXiv 2202.09778).
+    /// `PNDMScheduler`, also called PLMS (Liu et al., arXiv 2202.09778).
     Pndm,
     /// `EulerDiscreteScheduler` (Karras et al., arXiv 2206.00364, algorithm 2 without churn).
     Euler,
@@ -117,6 +117,9 @@ pub struct SchedulerConfig {
     pub clip_sample: Option<bool>,
     /// To ± this.
     pub clip_sample_range: f64,
+    /// Whether PNDM begins with multistep steps of low order rather than with Runge–Kutta steps; by default false, and true in
+    /// Stable Diffusion's own files.
+    pub skip_prk_steps: bool,
     /// Whether the betas are rescaled to end in pure noise (arXiv 2305.08891, algorithm 1).
     pub rescale_betas_zero_snr: bool,
     /// Whether σ follows Karras et al.'s schedule (Euler, DPM-Solver++, UniPC).
@@ -149,6 +152,7 @@ impl Default for SchedulerConfig {
             set_alpha_to_one: None,
             clip_sample: None,
             clip_sample_range: 1.0,
+            skip_prk_steps: false,
             rescale_betas_zero_snr: false,
             use_karras_sigmas: false,
             final_sigmas_type: None,
@@ -195,6 +199,7 @@ impl SchedulerConfig {
             steps_offset: 1,
             set_alpha_to_one: Some(false),
             clip_sample: Some(false),
+            skip_prk_steps: true,
             ..Self::default()
         }
     }
@@ -243,11 +248,16 @@ impl SchedulerConfig {
                 got: num_inference_steps.to_string(),
             });
         }
-        if kind == SchedulerKind::Pndm && num_inference_steps < 2 {
+        let least = match kind {
+            SchedulerKind::Pndm if self.skip_prk_steps => 2,
+            SchedulerKind::Pndm => 4,
+            _ => 1,
+        };
+        if num_inference_steps < least {
             return Err(Error::Argument {
                 argument: "steps",
-                expected: "at least 2 with pndm".into(),
-                got: "1".into(),
+                expected: format!("at least {least} with pndm"),
+                got: num_inference_steps.to_string(),
             });
         }
         Ok(())
