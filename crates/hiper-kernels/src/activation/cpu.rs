@@ -48,19 +48,27 @@ fn swish_derivative(x: f32, k: f32) -> f32 {
 impl Activation {
     /// `x ← act(x)` on the calling thread.
     pub(crate) fn apply_in_place(self, x: &mut [f32]) {
-        vectorise(|| match self {
-            Activation::Silu => x.iter_mut().for_each(|x| *x *= sigmoid(*x)),
-            Activation::QuickGelu => x.iter_mut().for_each(|x| *x *= sigmoid(QUICK * *x)),
-            Activation::Gelu => x.iter_mut().for_each(|x| *x *= normal_cdf(*x)),
-        });
+        vectorise(
+            #[inline(always)]
+            || match self {
+                Activation::Silu => x.iter_mut().for_each(|x| *x *= sigmoid(*x)),
+                Activation::QuickGelu => x.iter_mut().for_each(|x| *x *= sigmoid(QUICK * *x)),
+                Activation::Gelu => x.iter_mut().for_each(|x| *x *= normal_cdf(*x)),
+            },
+        );
     }
 
     /// `g ← g · act'(x)` on the calling thread.
     pub(crate) fn multiply_by_derivative(self, g: &mut [f32], x: &[f32]) {
-        vectorise(|| match self {
-            Activation::Silu => g.iter_mut().zip(x).for_each(|(g, &x)| *g *= swish_derivative(x, 1.0)),
-            Activation::QuickGelu => g.iter_mut().zip(x).for_each(|(g, &x)| *g *= swish_derivative(x, QUICK)),
-            Activation::Gelu => g.iter_mut().zip(x).for_each(|(g, &x)| *g *= gelu_derivative(x)),
-        });
+        vectorise(
+            #[inline(always)]
+            || match self {
+                Activation::Silu => g.iter_mut().zip(x).for_each(|(g, &x)| *g *= swish_derivative(x, 1.0)),
+                Activation::QuickGelu => {
+                    g.iter_mut().zip(x).for_each(|(g, &x)| *g *= swish_derivative(x, QUICK))
+                }
+                Activation::Gelu => g.iter_mut().zip(x).for_each(|(g, &x)| *g *= gelu_derivative(x)),
+            },
+        );
     }
 }

@@ -1,14 +1,19 @@
 //! Backward pass: scores are recomputed block by block from the saved log-sum-exp.
 //!
 //! With `P = exp(S − lse)` and `δ = rowsum(dy ∘ y)`:
-//! `dV = Pᵀ dy`, `dS = P ∘ (dy Vᵀ − δ) · scale`, `dQ = dS K`, `dK = dSᵀ Q`.
+//! `dV = Pᵀ dy`, `dS = P ∘ (dy Vᵀ − δ) · scale`, `dQ = dS K`, `dK = dSᵀ Q`. As in the forward pass, 32 queries lie in the
+//! lanes of the vectors and `P` and `dS` are held transposed.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use super::cpu::{KEY_BLOCK, QUERY_BLOCK};
+use super::cpu::{Head, KEY_BLOCK, QUERIES};
+use crate::cpu::isa::Isa;
 use crate::cpu::math::exp;
-use crate::cpu::matmul::{Mat, Write, matmul_into};
+use crate::cpu::microkernel::{Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
 
 /// What the forward pass left.
@@ -26,77 +31,145 @@ pub(super) fn input_gradients(
     saved: &Saved<'_>,
     grad_output: &[f32],
 ) -> [Vec<f32>; 3] {
-    let heads: Vec<[Vec<f32>; 3]> = (0..shape.batch * shape.num_heads)
-        .into_par_iter()
-        .map(|i| head_gradients(shape, saved, grad_output, i / shape.num_heads, i % shape.num_heads))
-        .collect();
-    let interleave = |which: usize, rows: usize| {
+    let head = |i: usize| Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
+    let padded = head(0).padded_dim();
+    let size = (shape.queries + 2 * shape.keys) * padded;
+    let mut gradients = Scratch::new(shape.batch * shape.num_heads * size);
+    gradients.par_chunks_exact_mut(size).enumerate().for_each(|(i, gradients)| {
+        let (dq, rest) = gradients.split_at_mut(shape.queries * padded);
+        let (dk, dv) = rest.split_at_mut(shape.keys * padded);
+        HeadGradients { head: head(i), isa: Isa::current(), saved, dy: grad_output, dq, dk, dv }.run();
+    });
+    let interleave = |offset: usize, rows: usize| {
         let (width, d) = (shape.width(), shape.head_dim);
         let mut out = vec![0f32; shape.batch * rows * width];
         out.par_chunks_exact_mut(width).enumerate().for_each(|(row, out)| {
             let (image, row) = (row / rows, row % rows);
             for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                out.copy_from_slice(&heads[image * shape.num_heads + head][which][row * d..][..d]);
+                let from = (image * shape.num_heads + head) * size + offset + row * padded;
+                out.copy_from_slice(&gradients[from..from + d]);
             }
         });
         out
     };
-    [interleave(0, shape.queries), interleave(1, shape.keys), interleave(2, shape.keys)]
+    let (queries, keys) = (shape.queries * padded, shape.keys * padded);
+    [interleave(0, shape.queries), interleave(queries, shape.keys), interleave(queries + keys, shape.keys)]
 }
 
-/// One head's gradients, dense `[rows, D]` each.
-fn head_gradients(
-    shape: &AttentionShape,
-    saved: &Saved<'_>,
-    dy: &[f32],
-    image: usize,
-    head: usize,
-) -> [Vec<f32>; 3] {
-    let d = shape.head_dim;
-    let q = shape.head(saved.q, shape.queries, image, head);
-    let y = shape.head(saved.y, shape.queries, image, head);
-    let dy = shape.head(dy, shape.queries, image, head);
-    let k = shape.head(saved.k, shape.keys, image, head);
-    let v = shape.head(saved.v, shape.keys, image, head);
-    let lse = |row: usize| saved.log_sum_exp[(image * shape.queries + row) * shape.num_heads + head];
-    let delta: Vec<f32> = (0..shape.queries)
-        .map(|r| {
-            let (y, dy) = (&y.data[r * y.row_stride..], &dy.data[r * dy.row_stride..]);
-            sum(d, |c| y[c] * dy[c])
-        })
-        .collect();
-    let (mut dq, mut dk, mut dv) =
-        (vec![0f32; shape.queries * d], vec![0f32; shape.keys * d], vec![0f32; shape.keys * d]);
-    let block = shape.queries.min(QUERY_BLOCK) * shape.keys.min(KEY_BLOCK);
-    let (mut p, mut ds) = (vec![0f32; block], vec![0f32; block]);
-    for k_start in (0..shape.keys).step_by(KEY_BLOCK) {
-        let keys = KEY_BLOCK.min(shape.keys - k_start);
-        let (k, v) = (k.row_range(k_start, keys), v.row_range(k_start, keys));
-        let (dk, dv) = (&mut dk[k_start * d..][..keys * d], &mut dv[k_start * d..][..keys * d]);
-        for q_start in (0..shape.queries).step_by(QUERY_BLOCK) {
-            let rows = QUERY_BLOCK.min(shape.queries - q_start);
-            let (q, dy) = (q.row_range(q_start, rows), dy.row_range(q_start, rows));
-            let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
-            matmul_into(p, keys, Write::Replace, q, k.t());
-            matmul_into(ds, keys, Write::Replace, dy, v.t());
-            vectorise(|| {
-                for (r, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-                    let row = q_start + r;
-                    let (lse, delta) = (lse(row), delta[row]);
-                    let seen = shape.seen(row, k_start, keys);
-                    for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                        *p = exp(*p * shape.softmax_scale - lse);
-                        *ds = *p * (*ds - delta) * shape.softmax_scale;
-                    }
-                    p[seen..].fill(0.0);
-                    ds[seen..].fill(0.0);
-                }
-            });
-            let (p, ds) = (Mat::dense(p, rows, keys), Mat::dense(ds, rows, keys));
-            matmul_into(dv, d, Write::Add, p.t(), dy);
-            matmul_into(dk, d, Write::Add, ds.t(), q);
-            matmul_into(&mut dq[q_start * d..], d, Write::Add, ds, k);
+/// One head's gradients, `[rows, D]` with rows padded to whole vectors.
+struct HeadGradients<'a> {
+    head: Head<'a>,
+    isa: Isa,
+    saved: &'a Saved<'a>,
+    dy: &'a [f32],
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+impl HeadGradients<'_> {
+    fn run(mut self) {
+        let shape = self.head.shape;
+        let (d, padded) = (shape.head_dim, self.head.padded_dim());
+        let (rows, columns) = (self.head.rows_size(), self.head.columns_size());
+        self.dk.fill(0.0);
+        self.dv.fill(0.0);
+        let lanes = 3 * d * QUERIES;
+        let group = 2 * QUERIES * padded;
+        with_local(2 * rows + columns + lanes + group + 2 * KEY_BLOCK * QUERIES, |local| {
+            let (keys, rest) = local.split_at_mut(rows);
+            let (values, rest) = rest.split_at_mut(rows);
+            let (key_columns, rest) = rest.split_at_mut(columns);
+            let (lanes, rest) = rest.split_at_mut(lanes);
+            let (group, blocks) = rest.split_at_mut(group);
+            let keys = self.head.pack_rows(self.saved.k, keys).values;
+            let values = self.head.pack_rows(self.saved.v, values).values;
+            self.head.pack_columns(self.saved.k, key_columns);
+            for first in (0..shape.queries).step_by(QUERIES) {
+                self.group(first, [keys, values, key_columns], lanes, group, blocks);
+            }
+        });
+    }
+
+    /// Queries `first..first + 32` against all keys.
+    fn group(
+        &mut self,
+        first: usize,
+        [keys, values, key_columns]: [&[f32]; 3],
+        lanes: &mut [f32],
+        group: &mut [f32],
+        blocks: &mut [f32],
+    ) {
+        let Head { shape, .. } = self.head;
+        let (d, padded) = (shape.head_dim, self.head.padded_dim());
+        let count = QUERIES.min(shape.queries - first);
+        let (q_lanes, rest) = lanes.split_at_mut(d * QUERIES);
+        let (dy_lanes, dq_lanes) = rest.split_at_mut(d * QUERIES);
+        self.head.lanes(self.saved.q, first, shape.softmax_scale, q_lanes);
+        self.head.lanes(self.dy, first, 1.0, dy_lanes);
+        dq_lanes.fill(0.0);
+        // The group's rows of q (scaled) and dy, `[32, D]`; queries beyond the last are zeros and add nothing.
+        group.fill(0.0);
+        let (q_rows, dy_rows) = group.split_at_mut(QUERIES * padded);
+        let (mut lse, mut delta) = ([0f32; QUERIES], [0f32; QUERIES]);
+        for lane in 0..count {
+            let row = |x| self.head.row(x, shape.queries, first + lane);
+            let (q, y, dy) = (row(self.saved.q), row(self.saved.y), row(self.dy));
+            q_rows[lane * padded..].iter_mut().zip(q).for_each(|(to, q)| *to = q * shape.softmax_scale);
+            dy_rows[lane * padded..][..d].copy_from_slice(dy);
+            delta[lane] = sum(d, |c| y[c] * dy[c]);
+            let query = self.head.image * shape.queries + first + lane;
+            lse[lane] = self.saved.log_sum_exp[query * shape.num_heads + self.head.head];
+        }
+        for block in self.head.key_blocks(first) {
+            let (p, ds) = blocks.split_at_mut(KEY_BLOCK * QUERIES);
+            let (p, ds) = (&mut p[..block.len() * QUERIES], &mut ds[..block.len() * QUERIES]);
+            self.head.scores(self.isa, keys, q_lanes, &block, p);
+            self.head.mask(first, &block, p);
+            self.head.scores(self.isa, values, dy_lanes, &block, ds);
+            vectorise(
+                #[inline(always)]
+                || score_gradients(p, ds, &lse, &delta),
+            );
+            self.head.weighted_sums(self.isa, key_columns, ds, &block, dq_lanes);
+            add_outer(self.isa, p, dy_rows, &block, padded, self.dv);
+            add_outer(self.isa, ds, q_rows, &block, padded, self.dk);
+        }
+        for (lane, dq) in self.dq[first * padded..].chunks_exact_mut(padded).take(count).enumerate() {
+            let from = dq_lanes.iter().skip(lane).step_by(QUERIES);
+            dq.iter_mut().zip(from).for_each(|(dq, value)| *dq = value * shape.softmax_scale);
         }
     }
-    [dq, dk, dv]
+}
+
+/// `p ← exp(p − lse)`, `ds ← p (ds − δ)`.
+#[inline(always)]
+fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &[f32; QUERIES]) {
+    for (p, ds) in p.as_chunks_mut::<QUERIES>().0.iter_mut().zip(ds.as_chunks_mut::<QUERIES>().0) {
+        for lane in 0..QUERIES {
+            p[lane] = exp(p[lane] - lse[lane]);
+            ds[lane] = p[lane] * (ds[lane] - delta[lane]);
+        }
+    }
+}
+
+/// `sums[keys, D] += weights[keys, 32] · rows[32, D]`.
+fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], keys: &Range<usize>, padded: usize, sums: &mut [f32]) {
+    let panels =
+        weights.chunks(MAX_ROWS * QUERIES).zip(sums[keys.start * padded..].chunks_mut(MAX_ROWS * padded));
+    for (lhs, sums) in panels {
+        for col in (0..padded).step_by(2 * 16) {
+            let t = Tile {
+                lhs,
+                layout: Lhs::Lanes,
+                rhs: &rows[col..],
+                rhs_stride: padded,
+                rows: lhs.len() / QUERIES,
+                depth: QUERIES,
+                vectors: (padded - col).div_ceil(16).min(2),
+                add: true,
+            };
+            tile(isa, t, &mut sums[col..], padded);
+        }
+    }
 }

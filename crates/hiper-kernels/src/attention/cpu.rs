@@ -1,114 +1,295 @@
-//! Forward pass: a block of queries against a block of keys at a time, with the online softmax.
+//! Forward pass: 32 queries in the lanes of the vectors against a block of keys at a time, with the online softmax.
+//!
+//! Scores are computed transposed, `[keys, 32 queries]`: the maximum and the sum of a query's row are vertical, nothing is
+//! shuffled, and the block is as it stands the right-hand side of the product with the values.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{AttentionMask, AttentionShape};
+use crate::cpu::gemm::depth_blocks;
+use crate::cpu::isa::Isa;
 use crate::cpu::math::exp;
-use crate::cpu::matmul::{Mat, Write, matmul_into};
-use crate::cpu::simd::{max, sum, vectorise};
+use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::scratch::{Scratch, with_local};
+use crate::cpu::simd::vectorise;
 
-/// Queries and keys a block: the scores of one block (256 KiB) stay in the second-level cache.
-pub(super) const QUERY_BLOCK: usize = 128;
-pub(super) const KEY_BLOCK: usize = 512;
+/// Queries a group: one panel's columns.
+pub(super) const QUERIES: usize = COLS;
+
+/// Keys a block: its scores (32 KiB) stay in the second-level cache beside what they are multiplied with.
+pub(super) const KEY_BLOCK: usize = 256;
 
 /// Returns `y [B, Sq, H·D]` and the log-sum-exp `[B, Sq, H]` of every row of scores.
 pub(super) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let width = shape.width();
-    let mut y = vec![0f32; q.len()];
-    let mut log_sum_exp = vec![0f32; shape.batch * shape.queries * shape.num_heads];
-    // A short sequence is cut finer, so that every thread has work.
-    let block = crate::cpu::rows_per_thread(shape.queries, 16).min(QUERY_BLOCK);
-    let images = y
-        .par_chunks_mut(shape.queries * width)
-        .zip(log_sum_exp.par_chunks_mut(shape.queries * shape.num_heads));
-    images.enumerate().for_each(|(b, (y, log_sum_exp))| {
-        let blocks = y.par_chunks_mut(block * width).zip(log_sum_exp.par_chunks_mut(block * shape.num_heads));
-        blocks.enumerate().for_each(|(i, (y, log_sum_exp))| {
-            let mut scores = vec![0f32; block * shape.keys.min(KEY_BLOCK)];
-            for head in 0..shape.num_heads {
-                let tile = Tile { shape, image: b, head, first_query: i * block };
-                tile.forward([q, k, v], &mut scores, y, log_sum_exp);
-            }
+    let (width, d) = (shape.width(), shape.head_dim);
+    let isa = Isa::current();
+    let groups = shape.queries.div_ceil(QUERIES);
+    // `[image, head, group][d + 1, 32]`: a group's result, transposed, and under it the log-sum-exp.
+    let size = (d + 1) * QUERIES;
+    let mut results = Scratch::new(shape.batch * shape.num_heads * groups * size);
+    // Queries are split as well, where heads alone would leave threads without work.
+    let heads = shape.batch * shape.num_heads;
+    let splits = if heads.is_multiple_of(rayon::current_num_threads()) {
+        1
+    } else {
+        rayon::current_num_threads().min(groups)
+    };
+    let share = groups.div_ceil(splits);
+    results.par_chunks_exact_mut(groups * size).enumerate().for_each(|(i, results)| {
+        let head = Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
+        results.par_chunks_mut(share * size).enumerate().for_each(|(j, results)| {
+            with_local(head.rows_size() + head.columns_size() + (d + KEY_BLOCK) * QUERIES, |local| {
+                let (keys, rest) = local.split_at_mut(head.rows_size());
+                let (values, rest) = rest.split_at_mut(head.columns_size());
+                let (queries, scores) = rest.split_at_mut(d * QUERIES);
+                let keys = head.pack_rows(k, keys);
+                head.pack_columns(v, values);
+                for (group, result) in results.chunks_exact_mut(size).enumerate() {
+                    let first = (j * share + group) * QUERIES;
+                    head.lanes(q, first, shape.softmax_scale, queries);
+                    head.forward(isa, [&keys.values, values, queries], first, scores, result);
+                }
+            });
         });
     });
+    let mut y = vec![0f32; q.len()];
+    let mut log_sum_exp = vec![0f32; shape.batch * shape.queries * shape.num_heads];
+    y.par_chunks_exact_mut(width)
+        .zip(log_sum_exp.par_chunks_exact_mut(shape.num_heads))
+        .enumerate()
+        .for_each(|(row, (y, log_sum_exp))| {
+            let (image, query) = (row / shape.queries, row % shape.queries);
+            for (head, (y, log_sum_exp)) in y.chunks_exact_mut(d).zip(log_sum_exp).enumerate() {
+                let group = (image * shape.num_heads + head) * groups + query / QUERIES;
+                let result = &results[group * size + query % QUERIES..];
+                y.iter_mut().zip(result.iter().step_by(QUERIES)).for_each(|(y, r)| *y = *r);
+                *log_sum_exp = result[d * QUERIES];
+            }
+        });
     (y, log_sum_exp)
 }
 
-/// One head of one block of queries.
-struct Tile<'a> {
-    shape: &'a AttentionShape,
-    image: usize,
-    head: usize,
-    first_query: usize,
+/// One head of one image.
+pub(super) struct Head<'a> {
+    pub shape: &'a AttentionShape,
+    pub image: usize,
+    pub head: usize,
 }
 
-impl Tile<'_> {
-    /// `y` and `log_sum_exp` are the block's rows, all heads.
-    fn forward(&self, [q, k, v]: [&[f32]; 3], scores: &mut [f32], y: &mut [f32], log_sum_exp: &mut [f32]) {
-        let shape = self.shape;
-        let (width, d) = (shape.width(), shape.head_dim);
-        let rows = y.len() / width;
-        let channel = self.head * d;
-        let q = shape.head(q, shape.queries, self.image, self.head).row_range(self.first_query, rows);
-        let (k, v) = (
-            shape.head(k, shape.keys, self.image, self.head),
-            shape.head(v, shape.keys, self.image, self.head),
-        );
-        // Running maximum and sum of each row (Milakov & Gimelshein, arXiv 1805.02867).
-        let mut maxima = vec![f32::NEG_INFINITY; rows];
-        let mut sums = vec![0f32; rows];
-        for start in (0..shape.keys).step_by(KEY_BLOCK) {
-            let keys = KEY_BLOCK.min(shape.keys - start);
-            if shape.mask == AttentionMask::Causal && start > self.first_query + rows - 1 {
-                break;
+/// A head's keys (or values), `[Sk, D]`, packed as the left-hand side of products over `D`.
+pub(super) struct PackedRows<'a> {
+    pub values: &'a [f32],
+}
+
+impl Head<'_> {
+    /// Layout, stride between rows, number and depth of the blocks of a packed head.
+    fn layout(&self) -> (Lhs, usize, usize, usize) {
+        let d = self.shape.head_dim;
+        if d <= Lhs::SHORT_PANEL_STRIDE {
+            return (Lhs::ShortPanel, Lhs::SHORT_PANEL_STRIDE, 1, d);
+        }
+        let (blocks, depth) = depth_blocks(d);
+        (Lhs::Panel, Lhs::PANEL_STRIDE, blocks, depth)
+    }
+
+    /// Values that [`Self::pack_rows`] fills.
+    pub(super) fn rows_size(&self) -> usize {
+        let (_, stride, blocks, _) = self.layout();
+        self.shape.keys.div_ceil(MAX_ROWS) * blocks * MAX_ROWS * stride
+    }
+
+    /// Values that [`Self::pack_columns`] fills.
+    pub(super) fn columns_size(&self) -> usize {
+        self.shape.keys * self.padded_dim()
+    }
+
+    /// Head size, rounded up to whole vectors.
+    pub(super) fn padded_dim(&self) -> usize {
+        self.shape.head_dim.next_multiple_of(16)
+    }
+
+    /// This head's values of row `row` of `x [B, rows, H·D]`.
+    pub(super) fn row<'x>(&self, x: &'x [f32], rows: usize, row: usize) -> &'x [f32] {
+        let d = self.shape.head_dim;
+        &x[(self.image * rows + row) * self.shape.width() + self.head * d..][..d]
+    }
+
+    /// Packs this head of `x [B, Sk, H·D]` as panels of 14 rows.
+    pub(super) fn pack_rows<'p>(&self, x: &[f32], packed: &'p mut [f32]) -> PackedRows<'p> {
+        let (_, stride, blocks, depth) = self.layout();
+        for key in 0..self.shape.keys {
+            let row = self.row(x, self.shape.keys, key);
+            for (block, values) in row.chunks(depth).enumerate() {
+                let panel = (key / MAX_ROWS * blocks + block) * MAX_ROWS + key % MAX_ROWS;
+                packed[panel * stride..][..values.len()].copy_from_slice(values);
             }
-            let scores = &mut scores[..rows * keys];
-            matmul_into(scores, keys, Write::Replace, q, k.row_range(start, keys).t());
-            vectorise(|| {
-                for (r, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    let seen = shape.seen(self.first_query + r, start, keys);
-                    scores[seen..].fill(0.0);
-                    let scores = &mut scores[..seen];
-                    scores.iter_mut().for_each(|s| *s *= shape.softmax_scale);
-                    let new_max = maxima[r].max(max(scores));
-                    let shrink = if maxima[r] == f32::NEG_INFINITY { 0.0 } else { exp(maxima[r] - new_max) };
-                    scores.iter_mut().for_each(|s| *s = exp(*s - new_max));
-                    sums[r] = sums[r] * shrink + sum(scores.len(), |i| scores[i]);
-                    maxima[r] = new_max;
-                    y[r * width + channel..][..d].iter_mut().for_each(|y| *y *= shrink);
-                }
-            });
-            matmul_into(
-                &mut y[channel..],
-                width,
-                Write::Add,
-                Mat::dense(scores, rows, keys),
-                v.row_range(start, keys),
-            );
         }
-        for r in 0..rows {
-            y[r * width + channel..][..d].iter_mut().for_each(|y| *y /= sums[r]);
-            log_sum_exp[r * shape.num_heads + self.head] = maxima[r] + sums[r].ln();
+        PackedRows { values: packed }
+    }
+
+    /// Copies this head of `x [B, Sk, H·D]` to `[Sk, D]`, rows padded with zeros to whole vectors.
+    pub(super) fn pack_columns(&self, x: &[f32], packed: &mut [f32]) {
+        let d = self.shape.head_dim;
+        for (key, packed) in packed.chunks_exact_mut(self.padded_dim()).enumerate().take(self.shape.keys) {
+            packed[..d].copy_from_slice(self.row(x, self.shape.keys, key));
+            packed[d..].fill(0.0);
+        }
+    }
+
+    /// Queries `first..first + 32` of `x [B, Sq, H·D]`, transposed to `[D, 32]` and scaled; zeros beyond the last.
+    pub(super) fn lanes(&self, x: &[f32], first: usize, scale: f32, lanes: &mut [f32]) {
+        let count = QUERIES.min(self.shape.queries - first);
+        if count < QUERIES {
+            lanes.fill(0.0);
+        }
+        for lane in 0..count {
+            let row = self.row(x, self.shape.queries, first + lane);
+            lanes.chunks_exact_mut(QUERIES).zip(row).for_each(|(lanes, value)| lanes[lane] = value * scale);
+        }
+    }
+
+    /// `scores[keys, 32] = rows[keys, D] · lanes[D, 32]` for the keys of a block, which begins with a panel.
+    pub(super) fn scores(
+        &self,
+        isa: Isa,
+        rows: &[f32],
+        lanes: &[f32],
+        keys: &Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let (layout, stride, blocks, depth) = self.layout();
+        let panels = scores[..keys.len() * QUERIES].chunks_mut(MAX_ROWS * QUERIES);
+        for (panel, scores) in (keys.start / MAX_ROWS..).zip(panels) {
+            for block in 0..blocks {
+                let lanes = &lanes[block * depth * QUERIES..];
+                let t = Tile {
+                    lhs: &rows[(panel * blocks + block) * MAX_ROWS * stride..][..MAX_ROWS * stride],
+                    layout,
+                    rhs: lanes,
+                    rhs_stride: QUERIES,
+                    rows: scores.len() / QUERIES,
+                    depth: depth.min(lanes.len() / QUERIES),
+                    vectors: 2,
+                    add: block > 0,
+                };
+                tile(isa, t, scores, QUERIES);
+            }
+        }
+    }
+
+    /// `sums[D, 32] += columns[keys, D]ᵀ · weights[keys, 32]`.
+    pub(super) fn weighted_sums(
+        &self,
+        isa: Isa,
+        columns: &[f32],
+        weights: &[f32],
+        keys: &Range<usize>,
+        sums: &mut [f32],
+    ) {
+        let stride = self.padded_dim();
+        let sums = sums[..self.shape.head_dim * QUERIES].chunks_mut(MAX_ROWS * QUERIES);
+        for (chunk, sums) in sums.enumerate() {
+            let t = Tile {
+                lhs: &columns[keys.start * stride + chunk * MAX_ROWS..],
+                layout: Lhs::Columns { stride },
+                rhs: weights,
+                rhs_stride: QUERIES,
+                rows: sums.len() / QUERIES,
+                depth: keys.len(),
+                vectors: 2,
+                add: true,
+            };
+            tile(isa, t, sums, QUERIES);
+        }
+    }
+
+    /// Blocks of keys that the queries from `first` on may see. A block begins with a panel.
+    pub(super) fn key_blocks(&self, first: usize) -> impl Iterator<Item = Range<usize>> {
+        const BLOCK: usize = KEY_BLOCK / MAX_ROWS * MAX_ROWS;
+        let keys = match self.shape.mask {
+            AttentionMask::None => self.shape.keys,
+            AttentionMask::Causal => self.shape.keys.min(first + QUERIES),
+        };
+        (0..keys).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(keys))
+    }
+
+    /// Under the causal mask, sets the scores of keys that a query may not see so low that their weight vanishes.
+    pub(super) fn mask(&self, first: usize, keys: &Range<usize>, scores: &mut [f32]) {
+        const UNSEEN: f32 = -1e30;
+        if self.shape.mask == AttentionMask::Causal && keys.end > first + 1 {
+            for (key, scores) in keys.clone().zip(scores.chunks_exact_mut(QUERIES)) {
+                scores[..key.saturating_sub(first).min(QUERIES)].fill(UNSEEN);
+            }
+        }
+    }
+
+    /// One group of queries: `result` becomes the outputs `[D, 32]` and the log-sum-exp `[32]`.
+    fn forward(
+        &self,
+        isa: Isa,
+        [keys, values, queries]: [&[f32]; 3],
+        first: usize,
+        scores: &mut [f32],
+        result: &mut [f32],
+    ) {
+        let (sums, log_sum_exp) = result.split_at_mut(self.shape.head_dim * QUERIES);
+        sums.fill(0.0);
+        // Running maximum and sum of each query (Milakov & Gimelshein, arXiv 1805.02867).
+        let mut maxima = [f32::NEG_INFINITY; QUERIES];
+        let mut totals = [0f32; QUERIES];
+        for block in self.key_blocks(first) {
+            self.scores(isa, keys, queries, &block, scores);
+            self.mask(first, &block, scores);
+            let scores = &mut scores[..block.len() * QUERIES];
+            vectorise(
+                #[inline(always)]
+                || softmax_block(scores, &mut maxima, &mut totals, sums),
+            );
+            self.weighted_sums(isa, values, scores, &block, sums);
+        }
+        for lane in 0..QUERIES {
+            let inverse = 1.0 / totals[lane];
+            sums.iter_mut().skip(lane).step_by(QUERIES).for_each(|sum| *sum *= inverse);
+            log_sum_exp[lane] = maxima[lane] + totals[lane].ln();
         }
     }
 }
 
-impl AttentionShape {
-    /// One head's rows of `x [B, rows, H·D]`.
-    pub(super) fn head<'a>(&self, x: &'a [f32], rows: usize, image: usize, head: usize) -> Mat<'a> {
-        Mat::strided(
-            &x[image * rows * self.width() + head * self.head_dim..],
-            rows,
-            self.head_dim,
-            self.width(),
-        )
-    }
-
-    /// How many of the keys `start..start + keys` a query sees; they are the first ones.
-    pub(super) fn seen(&self, query: usize, start: usize, keys: usize) -> usize {
-        match self.mask {
-            AttentionMask::None => keys,
-            AttentionMask::Causal => (query + 1).saturating_sub(start).min(keys),
+/// Turns a block's scores into weights under the new maxima, and brings sums and totals to them.
+#[inline(always)]
+fn softmax_block(
+    scores: &mut [f32],
+    maxima: &mut [f32; QUERIES],
+    totals: &mut [f32; QUERIES],
+    sums: &mut [f32],
+) {
+    let mut new_maxima = *maxima;
+    for row in scores.as_chunks::<QUERIES>().0 {
+        for lane in 0..QUERIES {
+            new_maxima[lane] = if row[lane] > new_maxima[lane] { row[lane] } else { new_maxima[lane] };
         }
     }
+    let mut shrink = [0f32; QUERIES];
+    for lane in 0..QUERIES {
+        // The first block: exp(−∞) saturates near 1e-38, and there is nothing to shrink.
+        shrink[lane] = exp(maxima[lane] - new_maxima[lane]);
+    }
+    let mut block_totals = [0f32; QUERIES];
+    for row in scores.as_chunks_mut::<QUERIES>().0 {
+        for lane in 0..QUERIES {
+            row[lane] = exp(row[lane] - new_maxima[lane]);
+            block_totals[lane] += row[lane];
+        }
+    }
+    for row in sums.as_chunks_mut::<QUERIES>().0 {
+        for lane in 0..QUERIES {
+            row[lane] *= shrink[lane];
+        }
+    }
+    for lane in 0..QUERIES {
+        totals[lane] = totals[lane] * shrink[lane] + block_totals[lane];
+    }
+    *maxima = new_maxima;
 }

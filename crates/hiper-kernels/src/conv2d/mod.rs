@@ -3,11 +3,13 @@
 mod cpu;
 #[cfg(test)]
 mod reference;
+mod winograd;
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use crate::cpu::weight::Weight;
 use crate::error::{Error, check_shape};
 use crate::frozen::{self, FrozenFunction};
 use crate::linear::to_vec;
@@ -53,8 +55,8 @@ pub struct Conv2dConfig {
 pub struct Conv2d(Arc<ConvFunction>);
 
 pub(crate) struct ConvFunction {
-    /// `[KH, KW, I, O]`: one `I × O` matrix a tap.
-    taps: Vec<f32>,
+    /// `[KH·KW·I, O]`: a patch, channels last as the picture, to the output channels.
+    weight: Weight,
     bias: Option<Vec<f32>>,
     kernel: [usize; 2],
     channels_in: usize,
@@ -95,7 +97,7 @@ impl Conv2d {
             return Err(Error::Setting { op: NAME, field: "padding", expected, got }.into());
         }
         Ok(Self(Arc::new(ConvFunction {
-            taps: to_vec(&weight.permute((2, 3, 1, 0))?)?,
+            weight: Weight::new(&weight.permute((0, 2, 3, 1))?)?,
             bias: bias.map(to_vec).transpose()?,
             kernel: [kernel_h, kernel_w],
             channels_in,
@@ -143,7 +145,7 @@ impl FrozenFunction for ConvFunction {
     }
 
     fn forward(&self, x: &[f32], shape: &[usize]) -> Vec<f32> {
-        cpu::forward(self, x, shape)
+        cpu::forward(self, x, shape, None)
     }
 
     fn input_gradient(&self, _x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {

@@ -7,7 +7,7 @@ pub(crate) fn vectorise<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Lanes of the accumulators in [`sum`] and [`max`]: two AVX-512 registers, so that additions overlap.
+/// Lanes of the accumulators in [`sum`]: two AVX-512 registers, so that additions overlap.
 const LANES: usize = 32;
 
 /// `Σ f(i)` for `i` in `0..n`, in [`LANES`] interleaved partial sums (a fixed order: the result does not depend on
@@ -29,18 +29,4 @@ pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
         total += f(i);
     }
     total
-}
-
-/// `max f(i)`, or negative infinity when `x` is empty.
-#[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut blocks = x.chunks_exact(LANES);
-    for block in &mut blocks {
-        for (acc, &v) in lanes.iter_mut().zip(block) {
-            *acc = if v > *acc { v } else { *acc };
-        }
-    }
-    let rest = blocks.remainder().iter();
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }

@@ -30,13 +30,16 @@ pub(super) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<
         }
         let rows = rows_per_thread(image / channels, BLOCK) * channels;
         y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| {
-            vectorise(|| {
-                for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        y[c] = x[c] * scale[c] + shift[c];
+            vectorise(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            y[c] = x[c] * scale[c] + shift[c];
+                        }
                     }
-                }
-            });
+                },
+            );
             if let Some(activation) = norm.activation {
                 activation.apply_in_place(y);
             }
@@ -66,12 +69,15 @@ pub(super) fn input_gradient(
             for ((g, x), dy) in
                 g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(dy.chunks_exact(channels))
             {
-                vectorise(|| {
-                    for c in 0..channels {
-                        z[c] = (x[c] * scale[c] + shift[c]) * norm.weight[c] + norm.bias[c];
-                        g[c] = dy[c] * norm.weight[c];
-                    }
-                });
+                vectorise(
+                    #[inline(always)]
+                    || {
+                        for c in 0..channels {
+                            z[c] = (x[c] * scale[c] + shift[c]) * norm.weight[c] + norm.bias[c];
+                            g[c] = dy[c] * norm.weight[c];
+                        }
+                    },
+                );
                 if let Some(activation) = norm.activation {
                     activation.multiply_by_derivative(g, &z);
                 }
@@ -90,14 +96,17 @@ pub(super) fn input_gradient(
         let mean_g = group_means(norm, &sum_g, image);
         let mean_gx = group_means(norm, &sum_gx, image);
         dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(dx, x)| {
-            vectorise(|| {
-                for (dx, x) in dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        let x_hat = x[c] * scale[c] + shift[c];
-                        dx[c] = (dx[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
+            vectorise(
+                #[inline(always)]
+                || {
+                    for (dx, x) in dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            let x_hat = x[c] * scale[c] + shift[c];
+                            dx[c] = (dx[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
     dx
@@ -155,13 +164,16 @@ fn channel_sums(
             let mut totals = [vec![0f64; channels], vec![0f64; channels]];
             let mut sums = [vec![0f32; channels], vec![0f32; channels]];
             for start in (i * share..end).step_by(BLOCK) {
-                vectorise(|| {
-                    sums.iter_mut().for_each(|s| s.fill(0.0));
-                    add(start, BLOCK.min(end - start), &mut sums);
-                    for (total, sum) in totals.iter_mut().zip(&sums) {
-                        total.iter_mut().zip(sum).for_each(|(t, &s)| *t += s as f64);
-                    }
-                });
+                vectorise(
+                    #[inline(always)]
+                    || {
+                        sums.iter_mut().for_each(|s| s.fill(0.0));
+                        add(start, BLOCK.min(end - start), &mut sums);
+                        for (total, sum) in totals.iter_mut().zip(&sums) {
+                            total.iter_mut().zip(sum).for_each(|(t, &s)| *t += s as f64);
+                        }
+                    },
+                );
             }
             totals
         })

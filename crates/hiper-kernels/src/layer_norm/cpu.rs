@@ -51,12 +51,15 @@ fn for_each_row(
     let share = rows_per_thread(out.len() / channels, 16) * channels;
     let [a, b] = inputs;
     out.par_chunks_mut(share).zip(a.par_chunks(share)).zip(b.par_chunks(share)).for_each(|((out, a), b)| {
-        vectorise(|| {
-            for ((out, a), b) in
-                out.chunks_exact_mut(channels).zip(a.chunks_exact(channels)).zip(b.chunks_exact(channels))
-            {
-                f(a, b, out);
-            }
-        });
+        vectorise(
+            #[inline(always)]
+            || {
+                for ((out, a), b) in
+                    out.chunks_exact_mut(channels).zip(a.chunks_exact(channels)).zip(b.chunks_exact(channels))
+                {
+                    f(a, b, out);
+                }
+            },
+        );
     });
 }

@@ -1,31 +1,37 @@
-//! Two matrix products; the weight is read in the checkpoint's orientation by both.
-
-use rayon::prelude::*;
+//! One product each way with the same weight.
 
 use super::LinearFunction;
-use crate::cpu::matmul::{Mat, matmul_parallel};
+use crate::cpu::gemm::gemm;
+use crate::cpu::weight::Rhs;
 
-pub(super) fn forward(layer: &LinearFunction, x: &[f32]) -> Vec<f32> {
-    let rows = x.len() / layer.in_features;
-    let weight = Mat::dense(&layer.weight, layer.out_features, layer.in_features);
-    let mut y = matmul_parallel(Mat::dense(x, rows, layer.in_features), weight.t());
-    if let Some(bias) = &layer.bias {
-        add_bias(&mut y, bias);
-    }
+/// `y = x Wᵀ + b (+ residual)`.
+pub(crate) fn forward(layer: &LinearFunction, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+    let (inputs, outputs) = (layer.in_features, layer.out_features);
+    let rows = x.len() / inputs;
+    let mut y = vec![0f32; rows * outputs];
+    gemm(
+        rows,
+        |row, k, out| out.copy_from_slice(&x[row * inputs..][k]),
+        Rhs::whole(&layer.weight, false),
+        &mut y,
+        |row, col, y| {
+            if let Some(bias) = &layer.bias {
+                y.iter_mut().zip(&bias[col..]).for_each(|(y, b)| *y += b);
+            }
+            if let Some(residual) = residual {
+                y.iter_mut().zip(&residual[row * outputs + col..]).for_each(|(y, r)| *y += r);
+            }
+        },
+    );
     y
 }
 
-pub(super) fn input_gradient(layer: &LinearFunction, grad_output: &[f32]) -> Vec<f32> {
-    let rows = grad_output.len() / layer.out_features;
-    let weight = Mat::dense(&layer.weight, layer.out_features, layer.in_features);
-    matmul_parallel(Mat::dense(grad_output, rows, layer.out_features), weight)
-}
-
-fn add_bias(y: &mut [f32], bias: &[f32]) {
-    let rows = crate::cpu::rows_per_thread(y.len() / bias.len(), 16);
-    y.par_chunks_mut(rows * bias.len()).for_each(|chunk| {
-        for row in chunk.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    });
+/// `dx = dy W`.
+pub(crate) fn input_gradient(layer: &LinearFunction, grad_output: &[f32]) -> Vec<f32> {
+    let outputs = layer.out_features;
+    let rows = grad_output.len() / outputs;
+    let mut dx = vec![0f32; rows * layer.in_features];
+    let dy = |row: usize, k, out: &mut [f32]| out.copy_from_slice(&grad_output[row * outputs..][k]);
+    gemm(rows, dy, Rhs::whole(&layer.weight, true), &mut dx, |_, _, _| {});
+    dx
 }

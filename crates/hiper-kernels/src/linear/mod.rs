@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::cpu::weight::Weight;
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
 
@@ -22,8 +23,8 @@ use crate::frozen::{self, FrozenFunction};
 pub struct Linear(Arc<LinearFunction>);
 
 pub(crate) struct LinearFunction {
-    /// `[O, I]`, row-major, as in the checkpoint.
-    weight: Vec<f32>,
+    /// `[I, O]`.
+    weight: Weight,
     bias: Option<Vec<f32>>,
     in_features: usize,
     out_features: usize,
@@ -47,7 +48,7 @@ impl Linear {
             )?;
         }
         Ok(Self(Arc::new(LinearFunction {
-            weight: to_vec(weight)?,
+            weight: Weight::new(weight)?,
             bias: bias.map(to_vec).transpose()?,
             in_features,
             out_features,
@@ -80,7 +81,7 @@ impl FrozenFunction for LinearFunction {
     }
 
     fn forward(&self, x: &[f32], _shape: &[usize]) -> Vec<f32> {
-        cpu::forward(self, x)
+        cpu::forward(self, x, None)
     }
 
     fn input_gradient(&self, _x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {

@@ -1,0 +1,515 @@
+//! 3 × 3 convolutions of stride 1 by Winograd's minimal filtering (Lavin & Gray, arXiv 1509.09308).
+//!
+//! A tile of `M × M` outputs costs `(M + 2)²` products a channel pair instead of `9 M²`: 2.25 times fewer for `M = 2`,
+//! 4 times fewer for `M = 4`. The products become one matrix product for each of the `(M + 2)²` points of the transformed
+//! tile. Weights are transformed on the fly, panel by panel, from the checkpoint's own: kept transformed they would be
+//! 1.8 or 4 times as large, in each direction.
+//!
+//! Loop nest: blocks of tiles; blocks of depth (input channels), so that a block's transformed input stays in the
+//! third-level cache; then panels of 32 output channels on all threads; last the inverse transform.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
+use crate::cpu::isa::Isa;
+use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::scratch::{Scratch, with_local};
+use crate::cpu::weight::Rhs;
+
+/// Most tiles in flight: their products, `(M + 2)²` for each output channel, stay near the caches.
+const TILES: usize = 256;
+
+/// Most panels of 32 output channels whose transformed weights a thread holds at a time.
+const GROUP: usize = 6;
+
+/// One convolution: sizes, where the weights are, and what is added to the result.
+pub(super) struct Winograd<'a> {
+    /// Height and width of the input.
+    pub input: [usize; 2],
+    /// Height and width of the output.
+    pub output: [usize; 2],
+    /// Zeros above and to the left.
+    pub padding: [usize; 2],
+    /// The matrix `[input channels, output channels]` of each of the nine taps, in row-major order.
+    pub taps: [Rhs<'a>; 9],
+    /// Added to every output pixel.
+    pub bias: Option<&'a [f32]>,
+    /// Added to the output, of its shape.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// The sizes and one-dimensional transforms of `F(M, 3)`.
+trait Transforms: Sync {
+    /// Outputs a side.
+    const M: usize;
+    /// Points a side, `M + 2`.
+    const POINTS: usize;
+    /// `Bᵀ d`.
+    type Input: Step;
+    /// `G g`, with `g` in the first three.
+    type Weight: Step;
+    /// `Aᵀ m`.
+    type Output: Step;
+}
+
+/// A one-dimensional transform; arrays are filled as far as it goes. (A type, not a closure: closures are not compiled for
+/// the instruction set of the function that they are given to.)
+trait Step {
+    fn apply<S: Simd>(simd: S, x: [S::f32s; 6]) -> [S::f32s; 6];
+}
+
+/// F(2×2, 3×3).
+struct F2;
+struct F2Input;
+struct F2Weight;
+struct F2Output;
+
+impl Transforms for F2 {
+    const M: usize = 2;
+    const POINTS: usize = 4;
+    type Input = F2Input;
+    type Weight = F2Weight;
+    type Output = F2Output;
+}
+
+impl Step for F2Input {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, d: [S::f32s; 6]) -> [S::f32s; 6] {
+        let zero = s.splat_f32s(0.0);
+        [
+            s.sub_f32s(d[0], d[2]),
+            s.add_f32s(d[1], d[2]),
+            s.sub_f32s(d[2], d[1]),
+            s.sub_f32s(d[1], d[3]),
+            zero,
+            zero,
+        ]
+    }
+}
+
+impl Step for F2Weight {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, g: [S::f32s; 6]) -> [S::f32s; 6] {
+        let (zero, half) = (s.splat_f32s(0.0), s.splat_f32s(0.5));
+        let (even, odd) = (s.mul_f32s(half, s.add_f32s(g[0], g[2])), s.mul_f32s(half, g[1]));
+        [g[0], s.add_f32s(even, odd), s.sub_f32s(even, odd), g[2], zero, zero]
+    }
+}
+
+impl Step for F2Output {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, m: [S::f32s; 6]) -> [S::f32s; 6] {
+        let zero = s.splat_f32s(0.0);
+        let (sum, difference) = (s.add_f32s(m[1], m[2]), s.sub_f32s(m[1], m[2]));
+        [s.add_f32s(m[0], sum), s.sub_f32s(difference, m[3]), zero, zero, zero, zero]
+    }
+}
+
+/// F(4×4, 3×3).
+struct F4;
+struct F4Input;
+struct F4Weight;
+struct F4Output;
+
+impl Transforms for F4 {
+    const M: usize = 4;
+    const POINTS: usize = 6;
+    type Input = F4Input;
+    type Weight = F4Weight;
+    type Output = F4Output;
+}
+
+impl Step for F4Input {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, d: [S::f32s; 6]) -> [S::f32s; 6] {
+        let [two, four, five] = [s.splat_f32s(2.0), s.splat_f32s(4.0), s.splat_f32s(-5.0)];
+        let minus_four = s.splat_f32s(-4.0);
+        let a = s.mul_add_f32s(minus_four, d[2], d[4]);
+        let b = s.mul_add_f32s(minus_four, d[1], d[3]);
+        let e = s.sub_f32s(d[4], d[2]);
+        let f = s.mul_f32s(two, s.sub_f32s(d[3], d[1]));
+        [
+            s.mul_add_f32s(four, d[0], s.mul_add_f32s(five, d[2], d[4])),
+            s.add_f32s(a, b),
+            s.sub_f32s(a, b),
+            s.add_f32s(e, f),
+            s.sub_f32s(e, f),
+            s.mul_add_f32s(four, d[1], s.mul_add_f32s(five, d[3], d[5])),
+        ]
+    }
+}
+
+impl Step for F4Weight {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, g: [S::f32s; 6]) -> [S::f32s; 6] {
+        let sixth = s.splat_f32s(1.0 / 6.0);
+        let minus_sixth = s.splat_f32s(-1.0 / 6.0);
+        let even = s.mul_f32s(minus_sixth, s.add_f32s(g[0], g[2]));
+        let odd = s.mul_f32s(minus_sixth, g[1]);
+        let wide = s.mul_add_f32s(s.splat_f32s(1.0 / 24.0), g[0], s.mul_f32s(sixth, g[2]));
+        let tilt = s.mul_f32s(s.splat_f32s(1.0 / 12.0), g[1]);
+        [
+            s.mul_f32s(s.splat_f32s(0.25), g[0]),
+            s.add_f32s(even, odd),
+            s.sub_f32s(even, odd),
+            s.add_f32s(wide, tilt),
+            s.sub_f32s(wide, tilt),
+            g[2],
+        ]
+    }
+}
+
+impl Step for F4Output {
+    #[inline(always)]
+    fn apply<S: Simd>(s: S, m: [S::f32s; 6]) -> [S::f32s; 6] {
+        let [zero, two, four, eight] =
+            [s.splat_f32s(0.0), s.splat_f32s(2.0), s.splat_f32s(4.0), s.splat_f32s(8.0)];
+        let (a, b) = (s.add_f32s(m[1], m[2]), s.sub_f32s(m[1], m[2]));
+        let (e, f) = (s.add_f32s(m[3], m[4]), s.sub_f32s(m[3], m[4]));
+        [
+            s.add_f32s(m[0], s.add_f32s(a, e)),
+            s.mul_add_f32s(two, f, b),
+            s.mul_add_f32s(four, e, a),
+            s.add_f32s(m[5], s.mul_add_f32s(eight, f, b)),
+            zero,
+            zero,
+        ]
+    }
+}
+
+impl Winograd<'_> {
+    /// `y [B, H', W', O]` of `x [B, H, W, I]`.
+    pub(super) fn run(&self, x: &[f32]) -> Vec<f32> {
+        // Small pictures have few tiles to share a weight's transform, which is dearer for the larger tile.
+        let [height, width] = self.output;
+        if height.min(width) >= 24 { self.run_with::<F4>(x) } else { self.run_with::<F2>(x) }
+    }
+
+    fn run_with<T: Transforms>(&self, x: &[f32]) -> Vec<f32> {
+        let [channels_in, channels_out] = [self.taps[0].depth(), self.taps[0].cols()];
+        let image_in = self.input[0] * self.input[1] * channels_in;
+        let image_out = self.output[0] * self.output[1] * channels_out;
+        let mut y = vec![0f32; x.len() / image_in * image_out];
+        let grid = [self.output[0].div_ceil(T::M), self.output[1].div_ceil(T::M)];
+        let tiles = x.len() / image_in * grid[0] * grid[1];
+        let blocks = tiles.div_ceil(TILES);
+        let out = Out { values: y.as_mut_ptr(), len: y.len() };
+        for block in 0..blocks {
+            let tiles = block * tiles / blocks..(block + 1) * tiles / blocks;
+            Block::<T> { conv: self, grid, tiles, transforms: std::marker::PhantomData }.run(x, &out);
+        }
+        y
+    }
+}
+
+/// The result, which several threads fill tile by tile.
+struct Out {
+    values: *mut f32,
+    len: usize,
+}
+
+// SAFETY: the pointer is to the result that `run_with` owns for as long as `Out` lives; threads write different channels
+// of it, or different tiles (`Block::write`).
+#[allow(unsafe_code)]
+unsafe impl Sync for Out {}
+
+/// Some tiles of the batch, all channels.
+struct Block<'a, T> {
+    conv: &'a Winograd<'a>,
+    /// Tiles down and across a picture.
+    grid: [usize; 2],
+    tiles: Range<usize>,
+    transforms: std::marker::PhantomData<T>,
+}
+
+impl<T: Transforms> Block<'_, T> {
+    fn run(&self, x: &[f32], out: &Out) {
+        let isa = Isa::current();
+        let [channels_in, channels_out] = [self.conv.taps[0].depth(), self.conv.taps[0].cols()];
+        let points = T::POINTS * T::POINTS;
+        let tiles = self.tiles.len();
+        let row_panels = tiles.div_ceil(MAX_ROWS);
+        let rows = tiles.div_ceil(row_panels);
+        let col_panels = channels_out.div_ceil(COLS);
+        let (blocks, block_depth) = depth_blocks(channels_in);
+        let mut transformed = Scratch::new(row_panels * points * LHS_PANEL);
+        // Threads share the columns; where there are too few, the rows too, and each transforms the weights for itself.
+        let threads = rayon::current_num_threads();
+        let groups = col_panels.div_ceil(GROUP).next_multiple_of(threads).min(col_panels);
+        let group = col_panels.div_ceil(groups);
+        let row_share =
+            if groups.is_multiple_of(threads) { row_panels } else { row_panels.div_ceil(threads) };
+        // `[group][row panel][point][column panel][row, 32]`.
+        let tile_size = rows * COLS;
+        let mut products = Scratch::new(col_panels * row_panels * points * tile_size);
+        for block in 0..blocks {
+            let k = block * block_depth..((block + 1) * block_depth).min(channels_in);
+            transformed.par_chunks_exact_mut(points * LHS_PANEL).enumerate().for_each(
+                |(panel, transformed)| {
+                    let first = self.tiles.start + panel * rows;
+                    for (row, tile) in (first..(first + rows).min(self.tiles.end)).enumerate() {
+                        let to = &mut transformed[row * Lhs::PANEL_STRIDE..];
+                        pulp::Arch::new().dispatch(InputTile { block: self, x, tile, k: k.clone(), to });
+                    }
+                },
+            );
+            let transformed = &transformed;
+            let groups = products.par_chunks_mut(group * row_panels * points * tile_size).enumerate();
+            groups.for_each(|(g, products)| {
+                let panels = g * group..((g + 1) * group).min(col_panels);
+                let size = panels.len() * points * tile_size;
+                products.par_chunks_mut(row_share * size).enumerate().for_each(|(share, products)| {
+                    with_local((points * panels.len() + 9) * k.len() * COLS, |local| {
+                        let (buffer, weights) = local.split_at_mut(9 * k.len() * COLS);
+                        self.transform_weights(isa, panels.clone(), &k, buffer, weights);
+                        for (i, products) in products.chunks_exact_mut(size).enumerate() {
+                            let row_panel = share * row_share + i;
+                            let lhs = &transformed[row_panel * points * LHS_PANEL..];
+                            let rows = rows.min(tiles - row_panel * rows);
+                            multiply(
+                                isa,
+                                lhs,
+                                weights,
+                                products,
+                                [points, panels.len(), rows, tile_size],
+                                &k,
+                            );
+                        }
+                    });
+                });
+            });
+        }
+        products.par_chunks(group * row_panels * points * tile_size).enumerate().for_each(|(g, products)| {
+            let panels = g * group..((g + 1) * group).min(col_panels);
+            let point = panels.len() * tile_size;
+            products.par_chunks_exact(points * point).enumerate().for_each(|(row_panel, products)| {
+                let first = self.tiles.start + row_panel * rows;
+                for (row, tile) in (first..(first + rows).min(self.tiles.end)).enumerate() {
+                    for (i, panel) in panels.clone().enumerate() {
+                        let products = &products[i * tile_size + row * COLS..];
+                        pulp::Arch::new().dispatch(OutputTile {
+                            block: self,
+                            products,
+                            point,
+                            tile,
+                            panel,
+                            out,
+                        });
+                    }
+                }
+            });
+        });
+    }
+
+    /// `G g Gᵀ` of the weights from input channels `k` to some panels of output channels, `[panel][point][k, 32]`.
+    fn transform_weights(
+        &self,
+        isa: Isa,
+        panels: Range<usize>,
+        k: &Range<usize>,
+        buffer: &mut [f32],
+        to: &mut [f32],
+    ) {
+        let size = k.len() * COLS;
+        for (panel, to) in panels.zip(to.chunks_exact_mut(T::POINTS * T::POINTS * size)) {
+            let mut buffers = buffer.chunks_exact_mut(size);
+            let taps = self
+                .conv
+                .taps
+                .each_ref()
+                .map(|tap| tap.panel(isa, panel, k.clone(), buffers.next().unwrap_or_default()));
+            pulp::Arch::new().dispatch(WeightPanel { taps, to, transforms: std::marker::PhantomData::<T> });
+        }
+    }
+
+    /// Picture, row and column of a tile's first output pixel.
+    fn origin(&self, tile: usize) -> [usize; 3] {
+        let [down, across] = self.grid;
+        let (image, at) = (tile / (down * across), tile % (down * across));
+        [image, at / across * T::M, at % across * T::M]
+    }
+}
+
+/// The products of one row panel with a group of column panels, one block of depth, at every point.
+fn multiply(
+    isa: Isa,
+    lhs: &[f32],
+    weights: &[f32],
+    products: &mut [f32],
+    [points, panels, rows, tile_size]: [usize; 4],
+    k: &Range<usize>,
+) {
+    let size = k.len() * COLS;
+    for (point, products) in products.chunks_exact_mut(panels * tile_size).enumerate() {
+        for (panel, products) in products.chunks_exact_mut(tile_size).enumerate() {
+            let t = Tile {
+                lhs: &lhs[point * LHS_PANEL..][..LHS_PANEL],
+                layout: Lhs::Panel,
+                rhs: &weights[(panel * points + point) * size..][..size],
+                rhs_stride: COLS,
+                rows,
+                depth: k.len(),
+                vectors: COLS / 16,
+                add: k.start > 0,
+            };
+            tile(isa, t, products, COLS);
+        }
+    }
+}
+
+/// Applies a one-dimensional transform to the first `rows` rows, then to all columns that leaves.
+#[inline(always)]
+fn both_ways<T: Step, S: Simd>(simd: S, d: &mut [[S::f32s; 6]; 6], rows: usize, cols: usize) {
+    for row in d.iter_mut().take(rows) {
+        *row = T::apply(simd, *row);
+    }
+    for c in 0..cols {
+        let column = T::apply(simd, [d[0][c], d[1][c], d[2][c], d[3][c], d[4][c], d[5][c]]);
+        for r in 0..6 {
+            d[r][c] = column[r];
+        }
+    }
+}
+
+/// A vector of at most `F32_LANES` values, zeros beyond them.
+#[inline(always)]
+fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values).0.first() {
+        Some(whole) => *whole,
+        None => simd.partial_load_f32s(values),
+    }
+}
+
+/// As many of a vector's values as fit.
+#[inline(always)]
+fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(to).0.first_mut() {
+        Some(whole) => *whole = values,
+        None => simd.partial_store_f32s(to, values),
+    }
+}
+
+/// `Bᵀ d B` of one tile, channels `k`, to row 0 of `to`: one panel a point.
+struct InputTile<'a, 'b, T> {
+    block: &'a Block<'b, T>,
+    x: &'a [f32],
+    tile: usize,
+    k: Range<usize>,
+    to: &'a mut [f32],
+}
+
+impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let conv = self.block.conv;
+        let channels = conv.taps[0].depth();
+        let [image, row, col] = self.block.origin(self.tile);
+        let [height, width] = conv.input;
+        for at in (0..self.k.len()).step_by(S::F32_LANES) {
+            let lanes = S::F32_LANES.min(self.k.len() - at);
+            let mut d = [[simd.splat_f32s(0.0); 6]; 6];
+            for (r, d) in d.iter_mut().enumerate().take(T::POINTS) {
+                // Rows and columns before the picture wrap to huge numbers, beyond its end.
+                let y = (row + r).wrapping_sub(conv.padding[0]);
+                for (c, d) in d.iter_mut().enumerate().take(T::POINTS) {
+                    let x = (col + c).wrapping_sub(conv.padding[1]);
+                    if y < height && x < width {
+                        let from = ((image * height + y) * width + x) * channels + self.k.start + at;
+                        *d = load(simd, &self.x[from..from + lanes]);
+                    }
+                }
+            }
+            both_ways::<T::Input, S>(simd, &mut d, T::POINTS, T::POINTS);
+            for (r, d) in d.iter().enumerate().take(T::POINTS) {
+                for (c, d) in d.iter().enumerate().take(T::POINTS) {
+                    let to = &mut self.to[(r * T::POINTS + c) * LHS_PANEL + at..][..lanes];
+                    store(simd, to, *d);
+                }
+            }
+        }
+    }
+}
+
+/// `G g Gᵀ` of nine taps, `[depth, 32]` each, to `[points, depth, 32]`.
+struct WeightPanel<'a, T> {
+    taps: [&'a [f32]; 9],
+    to: &'a mut [f32],
+    transforms: std::marker::PhantomData<T>,
+}
+
+impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let size = self.taps[0].len();
+        for at in (0..size).step_by(S::F32_LANES) {
+            // 32 columns are a whole number of vectors on every instruction set.
+            let range = at..at + S::F32_LANES;
+            let mut g = [[simd.splat_f32s(0.0); 6]; 6];
+            for (tap, taps) in self.taps.iter().enumerate() {
+                g[tap / 3][tap % 3] = load(simd, &taps[range.clone()]);
+            }
+            both_ways::<T::Weight, S>(simd, &mut g, 3, T::POINTS);
+            for (point, to) in self.to.chunks_exact_mut(size).enumerate() {
+                store(simd, &mut to[range.clone()], g[point / T::POINTS][point % T::POINTS]);
+            }
+        }
+    }
+}
+
+/// `Aᵀ m A` of one tile, 32 output channels, with what is added to them.
+struct OutputTile<'a, 'b, T> {
+    block: &'a Block<'b, T>,
+    products: &'a [f32],
+    /// Values between two points of `products`.
+    point: usize,
+    tile: usize,
+    panel: usize,
+    out: &'a Out,
+}
+
+impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let conv = self.block.conv;
+        let channels = conv.taps[0].cols();
+        let [image, row, col] = self.block.origin(self.tile);
+        let [height, width] = conv.output;
+        let first = self.panel * COLS;
+        for at in (0..COLS.min(channels - first)).step_by(S::F32_LANES) {
+            let lanes = S::F32_LANES.min(channels - first - at);
+            let mut m = [[simd.splat_f32s(0.0); 6]; 6];
+            for (r, m) in m.iter_mut().enumerate().take(T::POINTS) {
+                for (c, m) in m.iter_mut().enumerate().take(T::POINTS) {
+                    let from = &self.products[(r * T::POINTS + c) * self.point + at..][..S::F32_LANES];
+                    *m = load(simd, from);
+                }
+            }
+            both_ways::<T::Output, S>(simd, &mut m, T::POINTS, T::M);
+            let bias = conv.bias.map(|bias| load(simd, &bias[first + at..][..lanes]));
+            for (r, m) in m.iter().enumerate().take(T::M.min(height - row)) {
+                for (c, m) in m.iter().enumerate().take(T::M.min(width - col)) {
+                    let mut value = bias.map_or(*m, |bias| simd.add_f32s(*m, bias));
+                    let to = ((image * height + row + r) * width + col + c) * channels + first + at;
+                    if let Some(residual) = conv.residual {
+                        value = simd.add_f32s(value, load(simd, &residual[to..to + lanes]));
+                    }
+                    assert!(to + lanes <= self.out.len);
+                    // SAFETY: the assert bounds the slice; pixels belong to one tile and channels to one panel, and
+                    // each pair of tile and panel is written by one thread.
+                    #[allow(unsafe_code)]
+                    let to = unsafe { std::slice::from_raw_parts_mut(self.out.values.add(to), lanes) };
+                    store(simd, to, value);
+                }
+            }
+        }
+    }
+}

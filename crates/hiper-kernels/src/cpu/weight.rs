@@ -1,0 +1,174 @@
+//! A frozen weight as the kernels read it: panels of 32 output channels, in the type in which the checkpoint stores it.
+
+use std::ops::Range;
+
+use candle_core::{DType, Result, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::microkernel::{COLS, transpose_16x16};
+
+/// The matrix `[depth, cols]` of a layer, `y = x · W`, stored once for both directions as `[cols / 32, depth, 32]`, zeros
+/// beyond the last column. An f16 checkpoint costs its own size: values are widened where they are used.
+pub(crate) struct Weight {
+    values: Values,
+    depth: usize,
+    cols: usize,
+}
+
+enum Values {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+impl Weight {
+    /// Of a layer's weight `[cols, ..depth]` in f32, f16 or bf16 (other types become f32).
+    pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
+        let cols = tensor.dim(0)?;
+        let depth = tensor.elem_count() / cols.max(1);
+        let flat = tensor.flatten_all()?;
+        let values = match tensor.dtype() {
+            DType::F16 => Values::F16(panels(&flat.to_vec1::<f16>()?, depth, cols)),
+            DType::BF16 => Values::BF16(panels(&flat.to_vec1::<bf16>()?, depth, cols)),
+            _ => Values::F32(panels(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?, depth, cols)),
+        };
+        Ok(Self { values, depth, cols })
+    }
+
+    /// Rows `k` of column panel `panel`, `[k.len(), 32]`: where they lie, or widened into `buffer`.
+    fn panel<'a>(&'a self, panel: usize, k: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
+        let start = panel * self.depth * COLS;
+        let range = start + k.start * COLS..start + k.end * COLS;
+        let buffer = &mut buffer[..if matches!(self.values, Values::F32(_)) { 0 } else { range.len() }];
+        match &self.values {
+            Values::F32(values) => return &values[range],
+            Values::F16(values) => values[range].convert_to_f32_slice(buffer),
+            Values::BF16(values) => values[range].convert_to_f32_slice(buffer),
+        }
+        buffer
+    }
+}
+
+/// `[cols, depth]` to `[cols / 32, depth, 32]`.
+fn panels<T: Copy + Default + Send + Sync>(rows: &[T], depth: usize, cols: usize) -> Vec<T> {
+    /// Values a row of a block: a block's 32 rows stay in the first-level cache.
+    const BLOCK: usize = 64;
+    let mut out = vec![T::default(); cols.div_ceil(COLS) * depth * COLS];
+    out.par_chunks_exact_mut(depth * COLS).zip(rows.par_chunks(depth * COLS)).for_each(|(panel, rows)| {
+        for start in (0..depth).step_by(BLOCK) {
+            for (col, row) in rows.chunks_exact(depth).enumerate() {
+                for (to, &value) in
+                    panel[start * COLS..].chunks_exact_mut(COLS).zip(&row[start..]).take(BLOCK)
+                {
+                    to[col] = value;
+                }
+            }
+        }
+    });
+    out
+}
+
+/// The right-hand side of a product: rows of a weight (forward), or its transpose (gradient), or one tap's part of either.
+#[derive(Clone, Copy)]
+pub(crate) struct Rhs<'a> {
+    pub weight: &'a Weight,
+    /// First row of the weight that takes part, and how many do.
+    pub rows: (usize, usize),
+    /// Whether this is the transpose.
+    pub transposed: bool,
+}
+
+impl<'a> Rhs<'a> {
+    /// The whole weight, or its transpose.
+    pub(crate) fn whole(weight: &'a Weight, transposed: bool) -> Self {
+        Self { weight, rows: (0, weight.depth), transposed }
+    }
+
+    /// Rows of this right-hand side.
+    pub(crate) fn depth(&self) -> usize {
+        if self.transposed { self.weight.cols } else { self.rows.1 }
+    }
+
+    /// Columns of this right-hand side.
+    pub(crate) fn cols(&self) -> usize {
+        if self.transposed { self.rows.1 } else { self.weight.cols }
+    }
+
+    /// Rows `k`, columns `32 · panel..`, as `[k.len(), 32]`; zeros beyond the last column. `k` begins at a multiple of 32.
+    pub(crate) fn panel<'s>(
+        &'s self,
+        isa: Isa,
+        panel: usize,
+        k: Range<usize>,
+        buffer: &'s mut [f32],
+    ) -> &'s [f32] {
+        if !self.transposed {
+            return self.weight.panel(panel, self.rows.0 + k.start..self.rows.0 + k.end, buffer);
+        }
+        let first = panel * COLS;
+        let cols = COLS.min(self.rows.1 - first);
+        for (block, out) in buffer[..k.len() * COLS].chunks_mut(COLS * COLS).enumerate() {
+            // A square of the weight, `[this panel's columns, 32 of this side's rows]`.
+            let mut square = [0f32; COLS * COLS];
+            let from = self.rows.0 + first;
+            let stored = self.weight.panel(k.start / COLS + block, from..from + cols, &mut square);
+            let mut padded = [0f32; COLS * COLS];
+            let stored = if cols == COLS {
+                stored
+            } else {
+                padded[..cols * COLS].copy_from_slice(stored);
+                &padded
+            };
+            if out.len() == COLS * COLS {
+                for (i, j) in [(0, 0), (0, 16), (16, 0), (16, 16)] {
+                    transpose_16x16(isa, &stored[i * COLS + j..], COLS, &mut out[j * COLS + i..], COLS);
+                }
+            } else {
+                for (row, out) in out.chunks_exact_mut(COLS).enumerate() {
+                    out.iter_mut().enumerate().for_each(|(col, out)| *out = stored[col * COLS + row]);
+                }
+            }
+        }
+        &buffer[..k.len() * COLS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::normals;
+    use candle_core::Device;
+
+    #[test]
+    fn panels_are_parts_of_the_matrix_in_every_type_and_direction() {
+        let (cols, depth) = (70, 90);
+        let tensor = Tensor::from_vec(normals(cols * depth, 1), (cols, depth), &Device::Cpu).unwrap();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let tensor = tensor.to_dtype(dtype).unwrap();
+            let exact = tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+            let weight = Weight::new(&tensor).unwrap();
+            for isa in Isa::available() {
+                for (rows, transposed, k, panel) in [
+                    ((0, 90), false, 32..64, 2),
+                    ((30, 45), false, 32..45, 0),
+                    ((0, 90), true, 32..70, 2),
+                    ((30, 45), true, 0..64, 1),
+                ] {
+                    let rhs = Rhs { weight: &weight, rows, transposed };
+                    let mut buffer = vec![f32::NAN; k.len() * COLS];
+                    let got = rhs.panel(isa, panel, k.clone(), &mut buffer);
+                    for (i, j) in (0..k.len()).flat_map(|i| (0..COLS).map(move |j| (i, j))) {
+                        let (row, col) = (k.start + i, panel * COLS + j);
+                        let inside = col < rhs.cols();
+                        let (o, i_) = if transposed { (row, col) } else { (col, row) };
+                        let expected = if inside { exact[o][rows.0 + i_] } else { 0.0 };
+                        assert_eq!(got[i * COLS + j], expected, "{isa:?} {dtype:?} {transposed} {row} {col}");
+                    }
+                }
+            }
+        }
+    }
+}
