@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use safetensors::{SafeTensorError, SafeTensors};
 
@@ -169,31 +170,48 @@ impl Weights {
     }
 }
 
-/// Little-endian numbers of `N` bytes as `f32`; none when one is NaN or infinite.
+/// Values a task of [`widen`] takes: enough to be worth one, few enough that small models use all cores.
+const TASK: usize = 64 * 1024;
+
+/// Little-endian numbers of `N` bytes as `f32`, on all cores; none when one is NaN or infinite.
 fn widen<T: Copy + Default, const N: usize>(
     data: &[u8],
+    decode: impl Fn([u8; N]) -> T + Sync,
+    convert: impl Fn(&[T], &mut [f32]) + Sync,
+) -> Option<Vec<f32>> {
+    let numbers: &[[u8; N]] = data.as_chunks().0;
+    // Zeroed by the system when first touched, which each task does for its own part.
+    let mut values = vec![0.0; numbers.len()];
+    let finite = values
+        .par_chunks_mut(TASK)
+        .zip(numbers.par_chunks(TASK))
+        .all(|(values, numbers)| widen_part(numbers, values, &decode, &convert));
+    finite.then_some(values)
+}
+
+/// One task of [`widen`]: whether all values are finite.
+fn widen_part<T: Copy + Default, const N: usize>(
+    numbers: &[[u8; N]],
+    values: &mut [f32],
     decode: impl Fn([u8; N]) -> T,
     convert: impl Fn(&[T], &mut [f32]),
-) -> Option<Vec<f32>> {
+) -> bool {
     const EXPONENT: u32 = 0x7F80_0000;
     // Blocks that stay in the first-level cache from decoding (the file need not be aligned) to the check.
     let mut decoded = [T::default(); 2048];
-    let mut values = Vec::with_capacity(data.len() / N);
-    for block in data.as_chunks().0.chunks(decoded.len()) {
-        let decoded = &mut decoded[..block.len()];
-        for (value, &bytes) in decoded.iter_mut().zip(block) {
+    for (numbers, values) in numbers.chunks(decoded.len()).zip(values.chunks_mut(decoded.len())) {
+        let decoded = &mut decoded[..numbers.len()];
+        for (value, &bytes) in decoded.iter_mut().zip(numbers) {
             *value = decode(bytes);
         }
-        let start = values.len();
-        values.resize(start + block.len(), 0.0);
-        convert(decoded, &mut values[start..]);
+        convert(decoded, values);
         // Branchless, so that it vectorises: all bits of the exponent are set in NaN and infinity alone.
         let special = |value: &f32| u32::from(value.to_bits() & EXPONENT == EXPONENT);
-        if values[start..].iter().fold(0, |any, value| any | special(value)) != 0 {
-            return None;
+        if values.iter().fold(0, |any, value| any | special(value)) != 0 {
+            return false;
         }
     }
-    Some(values)
+    true
 }
 
 fn describe(error: &SafeTensorError) -> String {
@@ -244,6 +262,24 @@ mod tests {
             let (_dir, weights) = weights(&file(dtype, vec![2], &data));
             let tensor = weights.unwrap().pp("a").get("weight", &[2]).unwrap();
             assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.5, -2.0]);
+        }
+    }
+
+    #[test]
+    fn every_value_of_a_large_tensor_is_read_and_checked() {
+        for count in [TASK - 1, TASK, TASK + 1, 2 * TASK + 2049] {
+            let values: Vec<f32> = (0..count).map(|i| i as f32 - 7.5).collect();
+            let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+            let read = |values: &[f32]| {
+                let (_dir, weights) = weights(&file(Dtype::F32, vec![count], &bytes(values)));
+                weights.unwrap().get("a.weight", &[count]).map(|t| t.to_vec1::<f32>().unwrap())
+            };
+            assert!(read(&values).unwrap() == values, "{count}");
+            for at in [0, count / 2, count - 1] {
+                let mut values = values.clone();
+                values[at] = f32::NAN;
+                assert!(matches!(read(&values), Err(Error::NotFinite { .. })), "{at} of {count}");
+            }
         }
     }
 
