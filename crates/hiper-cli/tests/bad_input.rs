@@ -79,7 +79,7 @@ fn damaged_checkpoints() {
         (
             "an unknown block",
             |m| edit(&m.join("unet/config.json"), "\"DownBlock2D\"", "\"MadeUpBlock2D\""),
-            &["unet/config.json", "down_block_types", "MadeUpBlock2D"],
+            &["model/unet/config.json", "down_block_types", "MadeUpBlock2D"],
         ),
         (
             "a config that is not JSON",
@@ -134,6 +134,8 @@ fn photos_that_cannot_be_used() {
     let whole = std::fs::read(photo()).unwrap();
     std::fs::write(at("cut.png"), &whole[..whole.len() / 2]).unwrap();
     image::RgbImage::new(1, 1).save(at("dot.png")).unwrap();
+    image::GrayImage::new(16, 100_000).save(at("thread.png")).unwrap();
+    std::fs::write(at("bomb.png"), header_of_a_huge_png()).unwrap();
     std::fs::write(at("huge.png"), huge_png(20_000)).unwrap();
     for (name, parts) in [
         ("letter.png", ["is not a picture of a known kind", "hint: give a PNG"]),
@@ -141,11 +143,27 @@ fn photos_that_cannot_be_used() {
         ("cut.png", ["cannot be decoded", "hint: open it in another program"]),
         ("dot.png", ["1x1 pixels, too few", "at least 16 pixels"]),
         ("huge.png", ["20000x20000 pixels", "hint: scale it down"]),
+        ("bomb.png", ["20000x20000 pixels", "hint: scale it down"]),
         ("none.png", ["cannot be read", "hint: check the path"]),
     ] {
         fails(folder.path(), &format!("{PERSONALIZE} --input-image {name}"), &[&[name], &parts[..]].concat());
         assert!(!at("out").exists());
     }
+    fails(
+        folder.path(),
+        &format!("{PERSONALIZE} --input-image thread.png"),
+        &["16x100000 is longer than 16 to 1", "hint: crop"],
+    );
+}
+
+/// The beginning of a PNG that claims 16 bits a channel, and no pixels.
+fn header_of_a_huge_png() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 20_000, 20_000);
+    encoder.set_color(png::ColorType::Rgba);
+    encoder.set_depth(png::BitDepth::Sixteen);
+    encoder.write_header().unwrap().write_chunk(png::chunk::IDAT, b"").unwrap();
+    bytes
 }
 
 /// A PNG of one colour whose pixels would take more than a gigabyte.
@@ -190,7 +208,7 @@ fn tails_that_do_not_fit() {
     std::fs::write(folder.path().join("letter.pt"), b"Dear reader").unwrap();
     for (name, parts) in [
         ("wide.safetensors", ["width 768", "hint: give --model"]),
-        ("long.safetensors", ["77", "expected"]),
+        ("long.safetensors", ["long.safetensors: the tail has 77 tokens", "no room"]),
         ("letter.safetensors", ["letter.safetensors", "safetensors"]),
         ("letter.pt", ["letter.pt", "hiper_embeddings_step*.pt"]),
         ("none.safetensors", ["none.safetensors", "hint: check the path"]),

@@ -59,7 +59,7 @@ fn every_scheduler_draws() {
     let folder = tempfile::tempdir().unwrap();
     for scheduler in ["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++", "unipc"] {
         let line = format!(
-            "generate --steps 3 --prompt rabbit --scheduler {scheduler} --output-dir {scheduler} --height 32 --width 32"
+            "generate --steps 4 --prompt rabbit --scheduler {scheduler} --output-dir {scheduler} --height 32 --width 32"
         );
         hiper_ok(folder.path(), &words(&line));
         assert_eq!(files(&folder.path().join(scheduler)), ["01-rabbit-seed0.png"]);

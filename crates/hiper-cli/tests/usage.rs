@@ -86,6 +86,14 @@ fn a_sentence_that_is_not_utf8() {
     for flags in [
         vec!["generate".into(), "--output-dir".into(), "out".into(), "--prompt".into(), broken()],
         vec!["inspect".into(), broken()],
+        vec![
+            "generate".into(),
+            "--output-dir".into(),
+            "out".into(),
+            "--prompt=dog".into(),
+            "--negative-prompt".into(),
+            broken(),
+        ],
     ] {
         let run = hiper(folder.path(), &flags);
         assert_eq!(run.code, Some(2));

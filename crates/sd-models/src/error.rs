@@ -1,5 +1,7 @@
 //! What can go wrong with a checkpoint or with arguments to its parts.
 
+use crate::ModelFiles;
+
 /// A typed error: which file, which field, what was expected, what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,6 +107,18 @@ pub enum Error {
 
 /// The result of everything here.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Says which checkpoint a configuration belongs to, where the error names it by its place in the folder alone.
+    pub(crate) fn in_checkpoint(mut self, files: &ModelFiles) -> Self {
+        if let Self::UnsupportedConfig { file, .. } = &mut self
+            && files.exists(file)
+        {
+            *file = files.path_of(file);
+        }
+        self
+    }
+}
 
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {

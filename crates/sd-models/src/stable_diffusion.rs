@@ -37,11 +37,12 @@ impl StableDiffusion {
     /// # Errors
     /// When a file is missing or malformed, or parts do not fit each other.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let located = |error: Error| error.in_checkpoint(files);
         let model = Self {
             tokenizer: ClipTokenizer::load(files)?,
             text_encoder: ClipTextModel::load(files, device)?,
-            unet: UNet2DConditionModel::load(files, device)?,
-            vae: AutoencoderKl::load(files, device)?,
+            unet: UNet2DConditionModel::load(files, device).map_err(located)?,
+            vae: AutoencoderKl::load(files, device).map_err(located)?,
             scheduler_config: SchedulerConfig::load(files)?,
         };
         let agree = |file: &str, field: &str, got: usize, expected: usize, whose: &str| {

@@ -10,7 +10,7 @@ use sd_models::schedulers::SchedulerKind;
 
 pub use config::{check, look};
 pub use values::{Crop, DTypeChoice, DeviceChoice, LogFormat, Memory};
-use values::{positive, prompt, rate, scheduler, strength};
+use values::{positive, prompt, rate, scheduler, strength, text, threads};
 
 /// The most tokens a tail may have: of 77, the begin token and one word of the sentence must stay.
 pub const MAX_N_HIPER: u16 = 75;
@@ -79,7 +79,7 @@ pub struct Common {
     )]
     pub memory: Memory,
     /// Threads to compute with; by default one a core
-    #[arg(long, global = true, value_name = "N", value_parser = positive, help_heading = "Common options")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Common options")]
     pub threads: Option<usize>,
     /// Say warnings and errors only
     #[arg(long, global = true, help_heading = "Common options")]
@@ -180,7 +180,7 @@ pub struct Sampling {
     #[arg(long, value_name = "G", default_value = "7.5", value_parser = strength, allow_negative_numbers = true)]
     pub guidance_scale: f64,
     /// What pictures should not show
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", value_parser = text())]
     pub negative_prompt: String,
     /// ddpm, ddim, pndm, euler, euler-a, dpm++ or unipc
     #[arg(long, value_name = "NAME", default_value = "ddim", value_parser = scheduler)]

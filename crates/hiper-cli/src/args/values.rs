@@ -83,17 +83,28 @@ pub enum Crop {
     None,
 }
 
+/// More threads than any machine has cores for: starting a hundred thousand of them can take minutes, and all memory.
+const MAX_THREADS: usize = 1024;
+
 /// A sentence: UTF-8, with at least one visible character.
 pub fn prompt() -> impl TypedValueParser<Value = String> {
-    OsStringValueParser::new().try_map(|text: OsString| {
-        let text = text.into_string().map_err(|_| "a sentence must be valid UTF-8")?;
-        if text.trim().is_empty() { Err("a sentence must not be empty") } else { Ok(text) }
-    })
+    text().try_map(|text| if text.trim().is_empty() { Err("a sentence must not be empty") } else { Ok(text) })
+}
+
+/// A sentence that may be empty.
+pub fn text() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new()
+        .try_map(|text: OsString| text.into_string().map_err(|_| "a sentence must be valid UTF-8"))
 }
 
 /// A whole number from 1.
 pub fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number from 1".into())
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    positive(text).ok().filter(|n| *n <= MAX_THREADS).ok_or_else(|| format!("expected 1 to {MAX_THREADS}"))
 }
 
 /// A learning rate.
@@ -135,6 +146,7 @@ mod tests {
         assert!(
             rate("0").is_err() && rate("nan").is_err() && rate("inf").is_err() && rate("5e-3") == Ok(5e-3)
         );
+        assert!(threads("0").is_err() && threads("1025").is_err() && threads("2") == Ok(2));
         assert!(strength("-1").is_err() && strength("0") == Ok(0.0));
     }
 }

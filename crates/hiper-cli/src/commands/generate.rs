@@ -17,7 +17,7 @@ pub fn edit(args: &Edit, device: &Device, console: &Console) -> Result<()> {
     let name = args.embedding.display().to_string();
     let tail = Tail { embedding: &file.tail, scale: args.tail_scale, file: &name };
     let model = Model::open(args.sampling.model.path.as_deref(), device, console)?;
-    check_width(&tail, &model)?;
+    check_fits(&tail, &model)?;
     if let Some(hash) = file.metadata.base_model_hash.filter(|hash| *hash != model.hash) {
         let base = file.metadata.base_model.unwrap_or_default();
         let short = |hash: &str| hash.chars().take(10).collect::<String>();
@@ -37,13 +37,21 @@ pub fn generate(args: &Generate, device: &Device, console: &Console) -> Result<(
     draw(&args.sampling, None, &model, console)
 }
 
-fn check_width(tail: &Tail<'_>, model: &Model) -> Result<()> {
-    let (got, expected) = (tail.embedding.width(), model.sd.unet.cross_attention_dim());
-    if got == expected {
+fn check_fits(tail: &Tail<'_>, model: &Model) -> Result<()> {
+    let (width, n_hiper) = (tail.embedding.width(), tail.embedding.n_hiper());
+    let (expected, tokens) = (model.sd.unet.cross_attention_dim(), model.sd.tokenizer.max_length());
+    let wrong = if width != expected {
+        format!("the tail has width {width}, the model {} takes {expected}", model.name)
+    } else if n_hiper >= tokens {
+        format!(
+            "the tail has {n_hiper} tokens, which leave no room in the {tokens} of the model {}",
+            model.name
+        )
+    } else {
         return Ok(());
-    }
+    };
     Err(Error::refused(
-        format!("{}: the tail has width {got}, the model {} takes {expected}", tail.file, model.name),
+        format!("{}: {wrong}", tail.file),
         "give --model the checkpoint that the tail was learned with; hiper inspect names it",
     ))
 }

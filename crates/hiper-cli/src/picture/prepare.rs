@@ -12,6 +12,8 @@ use crate::{Error, Result};
 const MAX_SIDE: usize = 4096;
 /// `--crop none` keeps a photo's proportions up to this one.
 const MAX_ASPECT: f64 = 4.0;
+/// A longer photo is not cropped: it is scaled before, and a thread of 16 × 6,000,000 pixels would grow to gigabytes.
+const MAX_CROPPED_ASPECT: f64 = 16.0;
 
 /// The sizes a model draws.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +56,7 @@ impl Geometry {
 /// already is left alone, to the last bit.
 ///
 /// # Errors
-/// When the photo is too long for `--crop none`.
+/// When the photo is too long.
 pub fn prepare(photo: &RgbImage, side: usize, crop: Crop, seed: u64, geometry: Geometry) -> Result<RgbImage> {
     let (width, height) = (photo.width() as usize, photo.height() as usize);
     let aspect = width.max(height) as f64 / width.min(height) as f64;
@@ -68,6 +70,12 @@ pub fn prepare(photo: &RgbImage, side: usize, crop: Crop, seed: u64, geometry: G
         let longer = (aspect * side as f64 / geometry.multiple as f64).round() as usize * geometry.multiple;
         let size = if width < height { (side, longer) } else { (longer, side) };
         return Ok(scaled(photo, size));
+    }
+    if aspect > MAX_CROPPED_ASPECT {
+        return Err(Error::refused(
+            format!("a photo of {width}x{height} is longer than {MAX_CROPPED_ASPECT} to 1"),
+            "crop the photo first",
+        ));
     }
     let shorter = width.min(height);
     // As torchvision's Resize: the longer side is cut off, not rounded.
@@ -124,6 +132,13 @@ mod tests {
         assert_eq!(middle.get_pixel(0, 0).0[0], (64 * 255 / 192) as u8);
         let small = prepare(&gradient(40, 20), 64, Crop::Center, 0, GEOMETRY).unwrap();
         assert_eq!(small.dimensions(), (64, 64));
+    }
+
+    #[test]
+    fn a_thread_is_refused() {
+        let prepared = |length| prepare(&gradient(16, length), 512, Crop::Center, 0, GEOMETRY);
+        assert_eq!(prepared(256).unwrap().dimensions(), (512, 512));
+        assert!(prepared(257).unwrap_err().to_string().contains("16 to 1"));
     }
 
     #[test]

@@ -190,7 +190,8 @@ impl ModelFiles {
         let json = &mut serde_json::Deserializer::from_slice(&bytes);
         serde_path_to_error::deserialize(&mut *json)
             .map_err(|e| match e.path().to_string().as_str() {
-                "." => e.to_string(),
+                // The whole file, or nothing that can be said.
+                "." | "?" => e.to_string(),
                 field => format!("field {field}: {}", e.inner()),
             })
             .and_then(|config| json.end().map(|()| config).map_err(|e| e.to_string()))

@@ -72,8 +72,9 @@ impl ClipTokenizer {
     /// # }
     /// ```
     pub fn load(files: &ModelFiles) -> Result<Self> {
-        let Vocabulary { file, ids, merges, mut added_tokens } = Vocabulary::load(files)?;
-        let malformed = |reason: String| Error::Malformed { file: files.path_of(file), reason };
+        let Vocabulary { file, merges_file, ids, merges, mut added_tokens } = Vocabulary::load(files)?;
+        let malformed_in = |file, reason| Error::Malformed { file: files.path_of(file), reason };
+        let malformed = |reason: String| malformed_in(file, reason);
         let special = SpecialTokens::load(files, &mut added_tokens)?;
         for (field, token) in special.named() {
             if !ids.contains_key(token) && !added_tokens.values().any(|added| added.content == token) {
@@ -86,7 +87,7 @@ impl ClipTokenizer {
             .continuing_subword_prefix(String::new())
             .unk_token(special.unk.content.clone())
             .build()
-            .map_err(|e| malformed(e.to_string()))?;
+            .map_err(|e| malformed_in(merges_file, e.to_string()))?;
         let added = special.to_add(added_tokens);
         let bpe = pipeline(bpe, added).map_err(|e| malformed(e.to_string()))?;
         let id = |token: &str| bpe.token_to_id(token).ok_or_else(|| malformed(format!("no token {token:?}")));

@@ -10,8 +10,10 @@ use crate::{Error, ModelFiles, Result};
 
 /// A byte-pair vocabulary, and where it was read.
 pub(super) struct Vocabulary {
-    /// The file that later errors name.
+    /// The file that holds the tokens.
     pub file: &'static str,
+    /// The file that holds the merges.
+    pub merges_file: &'static str,
     pub ids: HashMap<String, u32>,
     /// Pairs of tokens, the most frequent first.
     pub merges: Vec<(String, String)>,
@@ -44,7 +46,7 @@ impl Vocabulary {
             pair(line).ok_or_else(|| malformed(format!("line {}: {line:?} is not a pair of tokens", i + 1)))
         });
         let merges = merges.collect::<Result<_>>()?;
-        Ok(Self { file: MERGES, ids, merges, added_tokens: BTreeMap::new() })
+        Ok(Self { file: VOCAB, merges_file: MERGES, ids, merges, added_tokens: BTreeMap::new() })
     }
 
     fn from_tokenizer_json(files: &ModelFiles) -> Result<Self> {
@@ -58,6 +60,7 @@ impl Vocabulary {
         });
         Ok(Self {
             file: TOKENIZER,
+            merges_file: TOKENIZER,
             ids: model.vocab,
             merges: merges.collect::<Result<_>>()?,
             added_tokens: added_tokens.into_iter().map(|token| (token.id, token.object.into())).collect(),
