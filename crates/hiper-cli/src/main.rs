@@ -27,6 +27,7 @@ use console::Console;
 pub use error::{Error, Result};
 
 fn main() -> ExitCode {
+    sd_models::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

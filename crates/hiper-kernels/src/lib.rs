@@ -38,8 +38,11 @@ mod geglu;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod memory;
+mod resnet_block;
 #[cfg(test)]
 mod testing;
+mod transformer;
 mod upsample;
 
 pub use activation::{Activation, activation};
@@ -51,4 +54,7 @@ pub use geglu::geglu;
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use memory::{Memory, keep_freed_memory};
+pub use resnet_block::ResnetBlock;
+pub use transformer::{Transformer, TransformerAttention, TransformerBlock};
 pub use upsample::upsample_nearest2d;

@@ -17,16 +17,16 @@ use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
 
 /// What the forward pass left.
-pub(super) struct Saved<'a> {
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
-    pub y: &'a [f32],
-    pub log_sum_exp: &'a [f32],
+pub(crate) struct Saved<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
+    pub(crate) y: &'a [f32],
+    pub(crate) log_sum_exp: &'a [f32],
 }
 
 /// `[dq, dk, dv]`.
-pub(super) fn input_gradients(
+pub(crate) fn input_gradients(
     shape: &AttentionShape,
     saved: &Saved<'_>,
     grad_output: &[f32],

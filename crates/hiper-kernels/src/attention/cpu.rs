@@ -22,7 +22,7 @@ pub(super) const QUERIES: usize = COLS;
 pub(super) const KEY_BLOCK: usize = 256;
 
 /// Returns `y [B, Sq, H·D]` and the log-sum-exp `[B, Sq, H]` of every row of scores.
-pub(super) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (width, d) = (shape.width(), shape.head_dim);
     let isa = Isa::current();
     let groups = shape.queries.div_ceil(QUERIES);

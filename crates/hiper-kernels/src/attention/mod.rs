@@ -1,9 +1,9 @@
 //! Scaled dot-product attention that never stores the score matrix.
 
-mod backward;
-mod cpu;
+pub(crate) mod backward;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::OnceLock;
 
@@ -72,17 +72,17 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &AttentionConfig) -
 /// The sizes of one call, checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionShape {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    num_heads: usize,
-    head_dim: usize,
-    softmax_scale: f32,
-    mask: AttentionMask,
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) softmax_scale: f32,
+    pub(crate) mask: AttentionMask,
 }
 
 impl AttentionShape {
-    fn new(q: &[usize], k: &[usize], v: &[usize], config: &AttentionConfig) -> Result<Self> {
+    pub(crate) fn new(q: &[usize], k: &[usize], v: &[usize], config: &AttentionConfig) -> Result<Self> {
         const NAME: &str = AttentionOp::NAME;
         check_shape(q.len() == 3 && !q.contains(&0), NAME, "q", || "[B, Sq, H·D]".into(), q)?;
         let (batch, queries, width) = (q[0], q[1], q[2]);

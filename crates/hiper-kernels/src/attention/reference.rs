@@ -2,7 +2,7 @@
 
 use super::{AttentionConfig, AttentionMask};
 
-pub(super) fn attention(
+pub(crate) fn attention(
     x: &[Vec<f64>],
     [batch, queries, keys]: [usize; 3],
     config: &AttentionConfig,

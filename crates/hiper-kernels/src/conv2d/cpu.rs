@@ -7,11 +7,16 @@ use super::{ConvFunction, Padding};
 use crate::cpu::gemm::gemm;
 use crate::cpu::weight::Rhs;
 
-/// `y = conv(x) + bias (+ residual)`.
-pub(crate) fn forward(conv: &ConvFunction, x: &[f32], shape: &[usize], residual: Option<&[f32]>) -> Vec<f32> {
+/// `y = conv(x) (+ bias) (+ residual)`; the bias is an argument because a block may add to the layer's own.
+pub(crate) fn forward(
+    conv: &ConvFunction,
+    x: &[f32],
+    shape: &[usize],
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
     let input = [shape[1], shape[2]];
     let output = conv.output_size(input[0], input[1]);
-    let bias = conv.bias.as_deref();
     if conv.is_winograd() {
         let Padding { top, left, .. } = conv.config.padding;
         let taps = std::array::from_fn(|tap| conv.tap(tap, true));

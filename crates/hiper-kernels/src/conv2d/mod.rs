@@ -1,8 +1,8 @@
 //! A frozen two-dimensional convolution, channels last.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 mod winograd;
 
 use std::sync::Arc;
@@ -52,15 +52,15 @@ pub struct Conv2dConfig {
 /// # Gradient
 /// To `x` alone.
 #[derive(Clone)]
-pub struct Conv2d(Arc<ConvFunction>);
+pub struct Conv2d(pub(crate) Arc<ConvFunction>);
 
 pub(crate) struct ConvFunction {
     /// `[KH·KW·I, O]`: a patch, channels last as the picture, to the output channels.
     weight: Weight,
-    bias: Option<Vec<f32>>,
+    pub(crate) bias: Option<Vec<f32>>,
     kernel: [usize; 2],
     channels_in: usize,
-    channels_out: usize,
+    pub(crate) channels_out: usize,
     config: Conv2dConfig,
 }
 
@@ -145,7 +145,7 @@ impl FrozenFunction for ConvFunction {
     }
 
     fn forward(&self, x: &[f32], shape: &[usize]) -> Vec<f32> {
-        cpu::forward(self, x, shape, None)
+        cpu::forward(self, x, shape, self.bias.as_deref(), None)
     }
 
     fn input_gradient(&self, _x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {

@@ -2,7 +2,7 @@
 
 use super::Conv2dConfig;
 
-pub(super) struct Conv<'a> {
+pub(crate) struct Conv<'a> {
     pub weights: &'a [f32],
     pub bias: &'a [f32],
     pub kernel: usize,
@@ -10,7 +10,7 @@ pub(super) struct Conv<'a> {
 }
 
 impl Conv<'_> {
-    pub(super) fn forward(&self, x: &[f64], [batch, height, width, inputs]: [usize; 4]) -> Vec<f64> {
+    pub(crate) fn forward(&self, x: &[f64], [batch, height, width, inputs]: [usize; 4]) -> Vec<f64> {
         let (k, s, p) = (self.kernel, self.config.stride, self.config.padding);
         let rows = (height + p.top + p.bottom - k) / s + 1;
         let cols = (width + p.left + p.right - k) / s + 1;

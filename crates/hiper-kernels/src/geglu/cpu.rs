@@ -6,7 +6,7 @@ use crate::activation::cpu::{gelu_derivative, normal_cdf};
 use crate::cpu::rows_per_thread;
 use crate::cpu::simd::vectorise;
 
-pub(super) fn forward(x: &[f32], c: usize) -> Vec<f32> {
+pub(crate) fn forward(x: &[f32], c: usize) -> Vec<f32> {
     let mut y = vec![0f32; x.len() / 2];
     let rows = rows_per_thread(y.len() / c, 16);
     y.par_chunks_mut(rows * c).zip(x.par_chunks(rows * 2 * c)).for_each(|(y, x)| {
@@ -25,7 +25,7 @@ pub(super) fn forward(x: &[f32], c: usize) -> Vec<f32> {
     y
 }
 
-pub(super) fn input_gradient(x: &[f32], c: usize, grad_output: &[f32]) -> Vec<f32> {
+pub(crate) fn input_gradient(x: &[f32], c: usize, grad_output: &[f32]) -> Vec<f32> {
     let mut dx = vec![0f32; x.len()];
     let rows = rows_per_thread(x.len() / (2 * c), 16);
     let chunks = x.par_chunks(rows * 2 * c).zip(grad_output.par_chunks(rows * c));

@@ -1,8 +1,8 @@
 //! The gated GELU of a transformer's feed-forward layer.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::Arc;
 

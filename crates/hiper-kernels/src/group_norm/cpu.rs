@@ -18,7 +18,7 @@ struct Statistics {
     shift: Vec<f32>,
 }
 
-pub(super) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<f32> {
+pub(crate) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<f32> {
     let channels = norm.weight.len();
     let image = x.len() / batch;
     let mut y = vec![0f32; x.len()];
@@ -50,17 +50,20 @@ pub(super) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<
 
 /// With `g = dy · act'(z) · w` and `x̂` the normalised input:
 /// `dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ`, means over the group.
-pub(super) fn input_gradient(
+///
+/// `residual` is added: the gradient that reaches the input around the normalisation.
+pub(crate) fn input_gradient(
     norm: &GroupNormFunction,
     x: &[f32],
     batch: usize,
     grad_output: &[f32],
+    residual: Option<&[f32]>,
 ) -> Vec<f32> {
     let channels = norm.weight.len();
     let image = x.len() / batch;
     let mut dx = vec![0f32; x.len()];
     let images = x.chunks_exact(image).zip(grad_output.chunks_exact(image));
-    for ((x, dy), dx) in images.zip(dx.chunks_exact_mut(image)) {
+    for (i, ((x, dy), dx)) in images.zip(dx.chunks_exact_mut(image)).enumerate() {
         let Statistics { scale, shift } = statistics(norm, x);
         let rows = rows_per_thread(image / channels, BLOCK) * channels;
         // `dx` holds `g` between the passes.
@@ -95,7 +98,8 @@ pub(super) fn input_gradient(
         });
         let mean_g = group_means(norm, &sum_g, image);
         let mean_gx = group_means(norm, &sum_gx, image);
-        dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(dx, x)| {
+        dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).enumerate().for_each(|(part, (dx, x))| {
+            let residual = residual.map(|residual| &residual[i * image + part * rows..][..dx.len()]);
             vectorise(
                 #[inline(always)]
                 || {
@@ -103,6 +107,11 @@ pub(super) fn input_gradient(
                         for c in 0..channels {
                             let x_hat = x[c] * scale[c] + shift[c];
                             dx[c] = (dx[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
+                        }
+                    }
+                    if let Some(residual) = residual {
+                        for (dx, residual) in dx.iter_mut().zip(residual) {
+                            *dx += residual;
                         }
                     }
                 },

@@ -1,8 +1,8 @@
 //! Frozen group normalisation, optionally followed by an activation in the same pass.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::linear::to_vec;
 /// # Gradient
 /// To `x` alone, through the statistics.
 #[derive(Clone)]
-pub struct GroupNorm(Arc<GroupNormFunction>);
+pub struct GroupNorm(pub(crate) Arc<GroupNormFunction>);
 
 pub(crate) struct GroupNormFunction {
     weight: Vec<f32>,
@@ -85,7 +85,7 @@ impl FrozenFunction for GroupNormFunction {
     }
 
     fn input_gradient(&self, x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
-        cpu::input_gradient(self, x, shape[0], grad_output)
+        cpu::input_gradient(self, x, shape[0], grad_output, None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The definition, group by group.
 
-pub(super) struct Norm<'a> {
+pub(crate) struct Norm<'a> {
     pub weight: &'a [f32],
     pub bias: &'a [f32],
     pub groups: usize,
@@ -9,7 +9,7 @@ pub(super) struct Norm<'a> {
 }
 
 impl Norm<'_> {
-    pub(super) fn forward(&self, x: &[f64], batch: usize) -> Vec<f64> {
+    pub(crate) fn forward(&self, x: &[f64], batch: usize) -> Vec<f64> {
         let channels = self.weight.len();
         let per_group = channels / self.groups;
         let image = x.len() / batch;

@@ -6,7 +6,7 @@ use super::LayerNormFunction;
 use crate::cpu::rows_per_thread;
 use crate::cpu::simd::{sum, vectorise};
 
-pub(super) fn forward(norm: &LayerNormFunction, x: &[f32]) -> Vec<f32> {
+pub(crate) fn forward(norm: &LayerNormFunction, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
     for_each_row(norm.weight.len(), [x, x], &mut y, |x, _, y| {
         let (mean, scale) = statistics(x, norm.eps);
@@ -18,8 +18,15 @@ pub(super) fn forward(norm: &LayerNormFunction, x: &[f32]) -> Vec<f32> {
 }
 
 /// With `g = dy · w`: `dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ`.
-pub(super) fn input_gradient(norm: &LayerNormFunction, x: &[f32], grad_output: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0f32; x.len()];
+///
+/// `residual` is added: the gradient that reaches the input around the normalisation.
+pub(crate) fn input_gradient(
+    norm: &LayerNormFunction,
+    x: &[f32],
+    grad_output: &[f32],
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut dx = residual.map_or_else(|| vec![0f32; x.len()], <[f32]>::to_vec);
     for_each_row(norm.weight.len(), [x, grad_output], &mut dx, |x, dy, dx| {
         let (mean, scale) = statistics(x, norm.eps);
         let n = x.len() as f32;
@@ -27,7 +34,7 @@ pub(super) fn input_gradient(norm: &LayerNormFunction, x: &[f32], grad_output: &
         let mean_g = sum(x.len(), |c| dy[c] * w[c]) / n;
         let mean_gx = sum(x.len(), |c| dy[c] * w[c] * (x[c] - mean)) * scale / n;
         for c in 0..x.len() {
-            dx[c] = (dy[c] * w[c] - mean_g - (x[c] - mean) * scale * mean_gx) * scale;
+            dx[c] += (dy[c] * w[c] - mean_g - (x[c] - mean) * scale * mean_gx) * scale;
         }
     });
     dx

@@ -1,8 +1,8 @@
 //! Frozen layer normalisation.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::linear::to_vec;
 /// # Gradient
 /// To `x` alone, through the statistics.
 #[derive(Clone)]
-pub struct LayerNorm(Arc<LayerNormFunction>);
+pub struct LayerNorm(pub(crate) Arc<LayerNormFunction>);
 
 pub(crate) struct LayerNormFunction {
     weight: Vec<f32>,
@@ -74,7 +74,7 @@ impl FrozenFunction for LayerNormFunction {
     }
 
     fn input_gradient(&self, x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
-        cpu::input_gradient(self, x, grad_output)
+        cpu::input_gradient(self, x, grad_output, None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The definition, row by row.
 
-pub(super) fn layer_norm(x: &[f64], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f64> {
+pub(crate) fn layer_norm(x: &[f64], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f64> {
     let n = weight.len() as f64;
     x.chunks(weight.len())
         .flat_map(|row| {

@@ -26,12 +26,20 @@ pub(crate) fn forward(layer: &LinearFunction, x: &[f32], residual: Option<&[f32]
     y
 }
 
-/// `dx = dy W`.
-pub(crate) fn input_gradient(layer: &LinearFunction, grad_output: &[f32]) -> Vec<f32> {
-    let outputs = layer.out_features;
+/// `dx = dy W (+ residual)`.
+pub(crate) fn input_gradient(
+    layer: &LinearFunction,
+    grad_output: &[f32],
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
+    let (inputs, outputs) = (layer.in_features, layer.out_features);
     let rows = grad_output.len() / outputs;
-    let mut dx = vec![0f32; rows * layer.in_features];
+    let mut dx = vec![0f32; rows * inputs];
     let dy = |row: usize, k, out: &mut [f32]| out.copy_from_slice(&grad_output[row * outputs..][k]);
-    gemm(rows, dy, Rhs::whole(&layer.weight, true), &mut dx, |_, _, _| {});
+    gemm(rows, dy, Rhs::whole(&layer.weight, true), &mut dx, |row, col, dx| {
+        if let Some(residual) = residual {
+            dx.iter_mut().zip(&residual[row * inputs + col..]).for_each(|(dx, r)| *dx += r);
+        }
+    });
     dx
 }

@@ -1,8 +1,8 @@
 //! A frozen fully connected layer.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::Arc;
 
@@ -20,14 +20,14 @@ use crate::frozen::{self, FrozenFunction};
 /// # Gradient
 /// To `x` alone: `dx = dy W`.
 #[derive(Clone)]
-pub struct Linear(Arc<LinearFunction>);
+pub struct Linear(pub(crate) Arc<LinearFunction>);
 
 pub(crate) struct LinearFunction {
     /// `[I, O]`.
     weight: Weight,
     bias: Option<Vec<f32>>,
-    in_features: usize,
-    out_features: usize,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
 }
 
 impl Linear {
@@ -85,7 +85,7 @@ impl FrozenFunction for LinearFunction {
     }
 
     fn input_gradient(&self, _x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
-        cpu::input_gradient(self, grad_output)
+        cpu::input_gradient(self, grad_output, None)
     }
 }
 

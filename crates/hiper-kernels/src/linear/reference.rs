@@ -1,6 +1,6 @@
 //! `y[r, o] = Σᵢ x[r, i] W[o, i] + b[o]`, as written.
 
-pub(super) fn linear(x: &[f64], weight: &[f32], bias: Option<&Vec<f32>>, inputs: usize) -> Vec<f64> {
+pub(crate) fn linear(x: &[f64], weight: &[f32], bias: Option<&Vec<f32>>, inputs: usize) -> Vec<f64> {
     let outputs = weight.len() / inputs;
     let mut y = Vec::new();
     for row in x.chunks(inputs) {

@@ -18,7 +18,7 @@ pub(crate) fn linear(weights: &Weights, inputs: usize, outputs: usize) -> Result
 
 /// A fully connected layer `[O, I]`, with a bias or without.
 pub(crate) fn projection(weights: &Weights, bias: Bias, inputs: usize, outputs: usize) -> Result<Linear> {
-    let weight = weights.get("weight", &[outputs, inputs])?;
+    let weight = weights.get_matrix("weight", &[outputs, inputs])?;
     let bias = match bias {
         Bias::Present => Some(weights.get("bias", &[outputs])?),
         Bias::Absent => None,
@@ -28,9 +28,9 @@ pub(crate) fn projection(weights: &Weights, bias: Bias, inputs: usize, outputs: 
 
 /// A 1×1 convolution, which channels-last is a fully connected layer; stored either way.
 pub(crate) fn pointwise(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
-    let weight = match weights.get("weight", &[outputs, inputs, 1, 1]) {
+    let weight = match weights.get_matrix("weight", &[outputs, inputs, 1, 1]) {
         Err(Error::TensorShape { got, .. }) if got == [outputs, inputs] => {
-            weights.get("weight", &[outputs, inputs])?
+            weights.get_matrix("weight", &[outputs, inputs])?
         }
         other => other?.reshape((outputs, inputs))?,
     };
@@ -45,7 +45,7 @@ pub(crate) fn conv2d(
     stride: usize,
     padding: Padding,
 ) -> Result<Conv2d> {
-    let weight = weights.get("weight", &[outputs, inputs, 3, 3])?;
+    let weight = weights.get_matrix("weight", &[outputs, inputs, 3, 3])?;
     let bias = weights.get("bias", &[outputs])?;
     Ok(Conv2d::new(&weight, Some(&bias), Conv2dConfig { stride, padding })?)
 }

@@ -1,9 +1,11 @@
 //! diffusers' `Transformer2DModel` and `BasicTransformerBlock`.
 
-use candle_core::Tensor;
-use hiper_kernels::{GroupNorm, LayerNorm, Linear, geglu};
+use std::sync::Arc;
 
-use super::{Attention, Bias, group_norm, layer_norm, linear, pointwise};
+use candle_core::Tensor;
+use hiper_kernels::{Memory, Transformer, TransformerAttention, TransformerBlock};
+
+use super::{Bias, group_norm, layer_norm, linear, pointwise, projection};
 use crate::{Result, Weights};
 
 /// The shape of a transformer.
@@ -19,10 +21,8 @@ pub(crate) struct Transformer2DConfig {
 
 /// Transformer blocks over the pixels of a picture, with the text as their context.
 pub(crate) struct Transformer2DModel {
-    norm: GroupNorm,
-    proj_in: Linear,
-    transformer_blocks: Vec<BasicTransformerBlock>,
-    proj_out: Linear,
+    transformer: Transformer,
+    memory: Memory,
 }
 
 impl Transformer2DModel {
@@ -35,61 +35,43 @@ impl Transformer2DModel {
                 pointwise(&weights.pp(name), c, c)
             }
         };
-        let block = |i| BasicTransformerBlock::load(&weights.pp(format!("transformer_blocks.{i}")), config);
-        Ok(Self {
+        let block = |i| basic_transformer_block(&weights.pp(format!("transformer_blocks.{i}")), config);
+        let transformer = Transformer {
             norm: group_norm(&weights.pp("norm"), c, config.groups, 1e-6, None)?,
             proj_in: project("proj_in")?,
-            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
+            blocks: (0..config.num_layers).map(|i| Ok(Arc::new(block(i)?))).collect::<Result<_>>()?,
             proj_out: project("proj_out")?,
-        })
+        };
+        Ok(Self { transformer, memory: weights.memory() })
     }
 
     /// `x [B, H, W, C]`, `encoder_hidden_states [B, T, D]`.
     pub(crate) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
-        let (batch, height, width, channels) = x.dims4()?;
-        let mut h = self.norm.forward(x)?.reshape((batch, height * width, channels))?;
-        h = self.proj_in.forward(&h)?;
-        for block in &self.transformer_blocks {
-            h = block.forward(&h, encoder_hidden_states)?;
-        }
-        let h = self.proj_out.forward(&h)?.reshape((batch, height, width, channels))?;
-        Ok((h + x)?)
+        Ok(self.transformer.forward(x, encoder_hidden_states, self.memory)?)
     }
 }
 
-/// Self-attention, cross-attention, feed-forward; each normalised before and added after.
-struct BasicTransformerBlock {
-    norm1: LayerNorm,
-    attn1: Attention,
-    norm2: LayerNorm,
-    attn2: Attention,
-    norm3: LayerNorm,
-    ff_in: Linear,
-    ff_out: Linear,
-}
-
-impl BasicTransformerBlock {
-    fn load(weights: &Weights, config: Transformer2DConfig) -> Result<Self> {
-        let c = config.channels;
-        let norm = |name| layer_norm(&weights.pp(name), c, 1e-5);
-        let attention =
-            |name, context| Attention::load(&weights.pp(name), c, context, config.num_heads, Bias::Absent);
-        Ok(Self {
-            norm1: norm("norm1")?,
-            attn1: attention("attn1", c)?,
-            norm2: norm("norm2")?,
-            attn2: attention("attn2", config.cross_attention_dim)?,
-            norm3: norm("norm3")?,
-            ff_in: linear(&weights.pp("ff.net.0.proj"), c, 8 * c)?,
-            ff_out: linear(&weights.pp("ff.net.2"), 4 * c, c)?,
+fn basic_transformer_block(weights: &Weights, config: Transformer2DConfig) -> Result<TransformerBlock> {
+    let c = config.channels;
+    let norm = |name| layer_norm(&weights.pp(name), c, 1e-5);
+    // Queries, keys and values have no bias in the UNet.
+    let attention = |name, context| {
+        let weights = weights.pp(name);
+        Ok::<_, crate::Error>(TransformerAttention {
+            to_q: projection(&weights.pp("to_q"), Bias::Absent, c, c)?,
+            to_k: projection(&weights.pp("to_k"), Bias::Absent, context, c)?,
+            to_v: projection(&weights.pp("to_v"), Bias::Absent, context, c)?,
+            to_out: linear(&weights.pp("to_out.0"), c, c)?,
+            num_heads: config.num_heads,
         })
-    }
-
-    fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
-        let normed = self.norm1.forward(x)?;
-        let x = (self.attn1.forward(&normed, &normed)? + x)?;
-        let x = (self.attn2.forward(&self.norm2.forward(&x)?, encoder_hidden_states)? + x)?;
-        let ff = self.ff_out.forward(&geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?)?;
-        Ok((ff + x)?)
-    }
+    };
+    Ok(TransformerBlock {
+        norm1: norm("norm1")?,
+        attn1: attention("attn1", c)?,
+        norm2: norm("norm2")?,
+        attn2: attention("attn2", config.cross_attention_dim)?,
+        norm3: norm("norm3")?,
+        ff_in: linear(&weights.pp("ff.net.0.proj"), c, 8 * c)?,
+        ff_out: linear(&weights.pp("ff.net.2"), 4 * c, c)?,
+    })
 }

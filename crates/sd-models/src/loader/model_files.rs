@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hiper_kernels::Memory;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 pub struct ModelFiles {
     name: String,
     source: Source,
+    memory: Memory,
 }
 
 #[derive(Clone)]
@@ -75,7 +77,7 @@ impl ModelFiles {
                 "give a folder in the diffusers layout, or the ID of a model in the local Hugging Face cache";
             return Err(Error::MissingFile { file: name, remedy: remedy.into() });
         }
-        let files = Self { name, source: Source::Folder(path.to_path_buf()) };
+        let files = Self { name, source: Source::Folder(path.to_path_buf()), memory: Memory::Fast };
         match REQUIRED.iter().find(|alternatives| !alternatives.iter().any(|file| files.exists(file))) {
             Some(missing) => Err(Error::MissingFile {
                 file: files.path_of(missing[0]),
@@ -87,7 +89,7 @@ impl ModelFiles {
 
     /// A checkpoint that is part of the program: pairs of relative path and content.
     pub fn from_embedded(name: impl Into<String>, files: &'static [(&'static str, &'static [u8])]) -> Self {
-        Self { name: name.into(), source: Source::Embedded(files) }
+        Self { name: name.into(), source: Source::Embedded(files), memory: Memory::Fast }
     }
 
     /// Finds `org/name` in a Hugging Face cache folder (`~/.cache/huggingface/hub` unless the user moved it): the revision
@@ -125,6 +127,27 @@ impl ModelFiles {
                 Err(Error::MissingFile { file, remedy })
             }
         }
+    }
+
+    /// The same files, for networks that save time (the default) or memory: then weights stay in the type that the file
+    /// has, and an f16 checkpoint costs its own size.
+    ///
+    /// ```no_run
+    /// # fn main() -> sd_models::Result<()> {
+    /// use sd_models::{Memory, ModelFiles, StableDiffusion};
+    ///
+    /// let files = ModelFiles::from_dir("stable-diffusion-v1-5")?.with_memory(Memory::Lean);
+    /// let model = StableDiffusion::load(&files, &candle_core::Device::Cpu)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_memory(self, memory: Memory) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// What networks loaded from these files save.
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// How messages call this checkpoint: its path, or the name given.

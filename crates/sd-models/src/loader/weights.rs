@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use hiper_kernels::Memory;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -24,6 +25,7 @@ pub struct Weights {
     /// Which file holds each tensor.
     index: Arc<HashMap<String, usize>>,
     device: Device,
+    memory: Memory,
     prefix: String,
 }
 
@@ -110,8 +112,14 @@ impl Weights {
             files: Arc::new(loaded),
             index: Arc::new(index),
             device: device.clone(),
+            memory: files.memory(),
             prefix: String::new(),
         })
+    }
+
+    /// What the network should save: see [`ModelFiles::with_memory`].
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// The tensors below `name`: `weights.pp("conv1").get("weight", ..)` is `conv1.weight`.
@@ -143,6 +151,18 @@ impl Weights {
     /// # Errors
     /// When it is missing, has another shape or type, or holds NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.read(name, shape, Memory::Fast)
+    }
+
+    /// A layer's matrix or kernels: as [`Weights::get`], but under [`Memory::Lean`] in the type that the file has.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.read(name, shape, self.memory)
+    }
+
+    fn read(&self, name: &str, shape: &[usize], memory: Memory) -> Result<Tensor> {
         let field = format!("{}{name}", self.prefix);
         let Some((file, info)) = self.find(&field) else {
             let file = self.files.first().map_or_else(String::new, |file| file.name.clone());
@@ -154,14 +174,21 @@ impl Weights {
             return Err(Error::TensorShape { file: name, field, expected, got });
         }
         let data = &file.bytes[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
-        let values = match info.dtype {
-            Dtype::F32 => widen(data, f32::from_le_bytes, |from, to| to.copy_from_slice(from)),
-            Dtype::F16 => widen(data, f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
-            Dtype::BF16 => widen(data, bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
-            other => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
+        let device = &self.device;
+        let tensor = match (info.dtype, memory) {
+            (Dtype::F16, Memory::Lean) => decode(data, f16::from_le_bytes, f16::is_finite)
+                .map(|values| Tensor::from_vec(values, shape, device)),
+            (Dtype::BF16, Memory::Lean) => decode(data, bf16::from_le_bytes, bf16::is_finite)
+                .map(|values| Tensor::from_vec(values, shape, device)),
+            (Dtype::F32, _) => widen(data, f32::from_le_bytes, |from, to| to.copy_from_slice(from))
+                .map(|values| Tensor::from_vec(values, shape, device)),
+            (Dtype::F16, _) => widen(data, f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to))
+                .map(|values| Tensor::from_vec(values, shape, device)),
+            (Dtype::BF16, _) => widen(data, bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to))
+                .map(|values| Tensor::from_vec(values, shape, device)),
+            (other, _) => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
         };
-        let values = values.ok_or(Error::NotFinite { file: name, field })?;
-        Ok(Tensor::from_vec(values, shape, &self.device)?)
+        Ok(tensor.ok_or(Error::NotFinite { file: name, field })??)
     }
 
     fn find(&self, field: &str) -> Option<(&File, &TensorInfo)> {
@@ -172,6 +199,17 @@ impl Weights {
 
 /// Values a task of [`widen`] takes: enough to be worth one, few enough that small models use all cores.
 const TASK: usize = 64 * 1024;
+
+/// Little-endian numbers of `N` bytes as they are; none when one is NaN or infinite.
+fn decode<T: Copy, const N: usize>(
+    data: &[u8],
+    decode: impl Fn([u8; N]) -> T,
+    is_finite: impl Fn(T) -> bool,
+) -> Option<Vec<T>> {
+    let values: Vec<T> = data.as_chunks().0.iter().map(|&bytes| decode(bytes)).collect();
+    // Not `all`: without an early end, the loop vectorises.
+    values.iter().fold(true, |finite, &value| finite & is_finite(value)).then_some(values)
+}
 
 /// Little-endian numbers of `N` bytes as `f32`, on all cores; none when one is NaN or infinite.
 fn widen<T: Copy + Default, const N: usize>(

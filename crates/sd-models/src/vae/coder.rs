@@ -4,9 +4,7 @@ use candle_core::Tensor;
 use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
 
 use super::AutoencoderKlConfig;
-use crate::blocks::{
-    Attention, Bias, Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, conv2d, group_norm,
-};
+use crate::blocks::{Attention, Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, conv2d, group_norm};
 use crate::{Result, Weights};
 
 /// Added to the variance in every normalisation of the VAE.
@@ -166,7 +164,7 @@ impl MidBlock {
         let attention = || {
             let weights = weights.pp("attentions.0");
             let norm = group_norm(&weights.pp("group_norm"), channels, config.norm_num_groups, EPS, None)?;
-            Ok::<_, crate::Error>((norm, Attention::load(&weights, channels, channels, 1, Bias::Present)?))
+            Ok::<_, crate::Error>((norm, Attention::load(&weights, channels)?))
         };
         Ok(Self {
             first: resnet(&weights.pp("resnets.0"), config, channels, channels)?,
@@ -180,7 +178,7 @@ impl MidBlock {
         if let Some((norm, attention)) = &self.attention {
             let (batch, height, width, channels) = h.dims4()?;
             let tokens = norm.forward(&h)?.reshape((batch, height * width, channels))?;
-            let attended = attention.forward(&tokens, &tokens)?.reshape((batch, height, width, channels))?;
+            let attended = attention.forward(&tokens)?.reshape((batch, height, width, channels))?;
             h = (attended + h)?;
         }
         self.second.forward(&h, None)

@@ -1,0 +1,148 @@
+//! A frozen residual block, as one operator.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use crate::conv2d::ConvFunction;
+use crate::error::check_shape;
+use crate::frozen::{FrozenFunction, cpu_slice, with_cpu_slices};
+use crate::linear::to_vec;
+use crate::{Conv2d, GroupNorm, Linear, Memory, conv2d, group_norm, linear};
+
+/// diffusers' `ResnetBlock2D`:
+/// `y = (shortcut(x) + conv2(norm2(conv1(norm1(x)) + time))) / output_scale_factor`, each normalisation with its activation.
+///
+/// Biases, the time embedding and the sum ride on the convolutions' last pass over their results.
+///
+/// # Shapes
+/// `x [B, H, W, I]`, `time [1, O]`, `y [B, H, W, O]`; the convolutions keep the picture's size.
+///
+/// # Gradient
+/// To `x` alone. `time` is a constant: it depends on the timestep, never on what is learned.
+#[derive(Clone)]
+pub struct ResnetBlock {
+    /// Normalises the input.
+    pub norm1: GroupNorm,
+    /// `I` to `O` channels.
+    pub conv1: Conv2d,
+    /// Normalises what the time embedding was added to.
+    pub norm2: GroupNorm,
+    /// `O` to `O` channels.
+    pub conv2: Conv2d,
+    /// `I` to `O` channels, where they differ.
+    pub conv_shortcut: Option<Linear>,
+    /// Divides the sum; 1 in every Stable Diffusion.
+    pub output_scale_factor: f64,
+}
+
+impl ResnetBlock {
+    /// Applies the block.
+    ///
+    /// # Errors
+    /// When a shape disagrees or a tensor is not `f32`.
+    pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, memory: Memory) -> Result<Tensor> {
+        let channels = self.conv1.0.channels_out;
+        let mut bias = self.conv1.0.bias.clone();
+        if let Some(time) = time {
+            let expected = || format!("[1, {channels}]");
+            check_shape(time.dims() == [1, channels], Op::NAME, "time", expected, time.dims())?;
+            let time = to_vec(time)?;
+            bias = Some(match bias {
+                Some(bias) => bias.iter().zip(&time).map(|(b, t)| b + t).collect(),
+                None => time,
+            });
+        }
+        // What the convolutions and normalisations check, before anything is computed.
+        let hidden = self.conv1.0.output_shape(&self.norm1.0.output_shape(x.dims())?)?;
+        let output = self.conv2.0.output_shape(&self.norm2.0.output_shape(&hidden)?)?;
+        let shortcut = match &self.conv_shortcut {
+            Some(shortcut) => shortcut.0.output_shape(x.dims())?,
+            None => x.dims().to_vec(),
+        };
+        check_shape(
+            shortcut == output,
+            Op::NAME,
+            "the shortcut's result",
+            || format!("{output:?}"),
+            &shortcut,
+        )?;
+        let keep = x.track_op() && memory == Memory::Fast;
+        let op = Op { block: self.clone(), bias, keep, hidden: OnceLock::new() };
+        let y = x.contiguous()?.apply_op1(op)?;
+        if self.output_scale_factor == 1.0 { Ok(y) } else { y / self.output_scale_factor }
+    }
+}
+
+struct Op {
+    block: ResnetBlock,
+    /// The first convolution's bias with the time embedding.
+    bias: Option<Vec<f32>>,
+    keep: bool,
+    /// The first convolution's result, if it is kept for the backward pass.
+    hidden: OnceLock<Vec<f32>>,
+}
+
+impl Op {
+    const NAME: &'static str = "resnet_block";
+
+    /// The first convolution's result.
+    fn hidden(&self, x: &[f32], shape: &[usize]) -> Vec<f32> {
+        let normed = group_norm::cpu::forward(&self.block.norm1.0, x, shape[0]);
+        conv2d::cpu::forward(&self.block.conv1.0, &normed, shape, self.bias.as_deref(), None)
+    }
+}
+
+/// `shape` with `conv`'s output channels.
+fn hidden_shape(conv: &ConvFunction, shape: &[usize]) -> [usize; 4] {
+    [shape[0], shape[1], shape[2], conv.channels_out]
+}
+
+impl CustomOp1 for Op {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, shape) = (cpu_slice(storage, layout)?, layout.dims());
+        let ResnetBlock { norm2, conv1, conv2, conv_shortcut, .. } = &self.block;
+        let hidden = self.hidden(x, shape);
+        let hidden_shape = hidden_shape(&conv1.0, shape);
+        let normed = group_norm::cpu::forward(&norm2.0, &hidden, shape[0]);
+        let shortcut = conv_shortcut.as_ref().map(|layer| linear::cpu::forward(&layer.0, x, None));
+        let residual = shortcut.as_deref().unwrap_or(x);
+        let bias = conv2.0.bias.as_deref();
+        let y = conv2d::cpu::forward(&conv2.0, &normed, &hidden_shape, bias, Some(residual));
+        if self.keep {
+            self.hidden.get_or_init(|| hidden);
+        }
+        Ok((CpuStorage::F32(y), hidden_shape.to_vec().into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad_output: &Tensor) -> Result<Option<Tensor>> {
+        let shape = x.dims();
+        let dx = with_cpu_slices([x, grad_output], |[x, dy]| {
+            let ResnetBlock { norm1, conv1, norm2, conv2, conv_shortcut, .. } = &self.block;
+            let recomputed = if self.hidden.get().is_none() { Some(self.hidden(x, shape)) } else { None };
+            let hidden = recomputed.as_deref().or(self.hidden.get().map(Vec::as_slice)).unwrap_or_default();
+            let hidden_shape = hidden_shape(&conv1.0, shape);
+            let d = conv2d::cpu::input_gradient(&conv2.0, &hidden_shape, dy);
+            let d = group_norm::cpu::input_gradient(&norm2.0, hidden, shape[0], &d, None);
+            drop(recomputed);
+            let d = conv2d::cpu::input_gradient(&conv1.0, shape, &d);
+            let shortcut =
+                conv_shortcut.as_ref().map(|layer| linear::cpu::input_gradient(&layer.0, dy, None));
+            group_norm::cpu::input_gradient(
+                &norm1.0,
+                x,
+                shape[0],
+                &d,
+                Some(shortcut.as_deref().unwrap_or(dy)),
+            )
+        })?;
+        Ok(Some(Tensor::from_vec(dx, shape, x.device())?))
+    }
+}

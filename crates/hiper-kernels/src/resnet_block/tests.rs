@@ -1,0 +1,105 @@
+use candle_core::{Device, Result, Tensor};
+
+use super::ResnetBlock;
+use crate::testing::{check, normals};
+use crate::{
+    Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Memory, Padding, conv2d, group_norm, linear,
+};
+
+const GROUPS: usize = 2;
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+}
+
+/// The weights of a block, as numbers.
+struct Weights {
+    channels: [usize; 2],
+    norms: [[Vec<f32>; 2]; 2],
+    convs: [[Vec<f32>; 2]; 2],
+    shortcut: [Vec<f32>; 2],
+    time: Vec<f32>,
+}
+
+impl Weights {
+    fn new(channels: [usize; 2]) -> Self {
+        let [i, o] = channels;
+        Self {
+            channels,
+            norms: [[normals(i, 10), normals(i, 11)], [normals(o, 12), normals(o, 13)]],
+            convs: [[normals(9 * i * o, 14), normals(o, 15)], [normals(9 * o * o, 16), normals(o, 17)]],
+            shortcut: [normals(i * o, 18), normals(o, 19)],
+            time: normals(o, 20),
+        }
+    }
+
+    fn block(&self) -> Result<ResnetBlock> {
+        let [i, o] = self.channels;
+        let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+        let norm = |n: usize, c: usize| {
+            let [weight, bias] = &self.norms[n];
+            GroupNorm::new(&tensor(weight, &[c]), &tensor(bias, &[c]), GROUPS, 1e-5, Some(Activation::Silu))
+        };
+        let conv = |n: usize, c: usize| {
+            let [weight, bias] = &self.convs[n];
+            Conv2d::new(&tensor(weight, &[o, c, 3, 3]), Some(&tensor(bias, &[o])), config)
+        };
+        let shortcut =
+            || Linear::new(&tensor(&self.shortcut[0], &[o, i]), Some(&tensor(&self.shortcut[1], &[o])));
+        Ok(ResnetBlock {
+            norm1: norm(0, i)?,
+            conv1: conv(0, i)?,
+            norm2: norm(1, o)?,
+            conv2: conv(1, o)?,
+            conv_shortcut: (i != o).then(shortcut).transpose()?,
+            output_scale_factor: 2.0,
+        })
+    }
+
+    fn definition(&self, x: &[f64], [b, h, w]: [usize; 3]) -> Vec<f64> {
+        let [i, o] = self.channels;
+        let norm = |n: usize, x: &[f64]| {
+            let [weight, bias] = &self.norms[n];
+            group_norm::reference::Norm { weight, bias, groups: GROUPS, eps: 1e-5, silu: true }.forward(x, b)
+        };
+        let conv = |n: usize, x: &[f64], c: usize| {
+            let [weights, bias] = &self.convs[n];
+            let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+            conv2d::reference::Conv { weights, bias, kernel: 3, config }.forward(x, [b, h, w, c])
+        };
+        let mut hidden = conv(0, &norm(0, x), i);
+        hidden.iter_mut().enumerate().for_each(|(at, v)| *v += self.time[at % o] as f64);
+        let y = conv(1, &norm(1, &hidden), o);
+        let shortcut = if i == o {
+            x.to_vec()
+        } else {
+            linear::reference::linear(x, &self.shortcut[0], Some(&self.shortcut[1]), i)
+        };
+        y.iter().zip(shortcut).map(|(y, s)| (y + s) / 2.0).collect()
+    }
+}
+
+#[test]
+fn matches_the_definition_kept_and_computed_again() {
+    for (channels, [b, h, w]) in [([4, 4], [1, 5, 4]), ([6, 4], [2, 3, 3])] {
+        let weights = Weights::new(channels);
+        let block = weights.block().unwrap();
+        let time = tensor(&weights.time, &[1, channels[1]]);
+        for memory in [Memory::Fast, Memory::Lean] {
+            check(
+                &[&[b, h, w, channels[0]]],
+                |x| block.forward(&x[0], Some(&time), memory),
+                |x| weights.definition(&x[0], [b, h, w]),
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let block = Weights::new([4, 4]).block().unwrap();
+    let x = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(block.forward(&x(&[1, 4, 4, 4]), None, Memory::Fast).is_ok());
+    assert!(block.forward(&x(&[1, 4, 4, 6]), None, Memory::Fast).is_err());
+    assert!(block.forward(&x(&[1, 4, 4, 4]), Some(&x(&[1, 5])), Memory::Fast).is_err());
+}

@@ -1,0 +1,170 @@
+//! Forward and backward of a transformer, layer by layer. Sums ride on the last pass of the product before them.
+
+use super::{Transformer, TransformerAttention, TransformerBlock};
+use crate::attention::{AttentionMask, AttentionShape};
+use crate::{attention, geglu, group_norm, layer_norm, linear};
+
+/// One application of a transformer: its sizes and its context.
+pub(super) struct Pass<'a> {
+    transformer: &'a Transformer,
+    batch: usize,
+    queries: usize,
+    context: &'a [f32],
+    keys: usize,
+}
+
+/// What a block's backward pass needs.
+pub(super) struct Saved {
+    /// The block's input.
+    x: Vec<f32>,
+    attn1: SavedAttention,
+    /// After self-attention.
+    x1: Vec<f32>,
+    attn2: SavedAttention,
+    /// After cross-attention.
+    x2: Vec<f32>,
+    /// The two halves of the GEGLU.
+    gates: Vec<f32>,
+}
+
+/// What an attention's backward pass needs.
+struct SavedAttention {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    y: Vec<f32>,
+    log_sum_exp: Vec<f32>,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        transformer: &'a Transformer,
+        shape: &[usize],
+        context: &'a [f32],
+        context_shape: &[usize],
+    ) -> Self {
+        Self { transformer, batch: shape[0], queries: shape[1] * shape[2], context, keys: context_shape[1] }
+    }
+
+    pub(super) fn forward(&self, x: &[f32], saved: Option<&mut Vec<Saved>>) -> Vec<f32> {
+        let tokens = self.blocks(x, saved);
+        linear::cpu::forward(&self.transformer.proj_out.0, &tokens, Some(x))
+    }
+
+    /// What goes into `proj_out`; each block's intermediate results are pushed onto `saved`.
+    pub(super) fn blocks(&self, x: &[f32], mut saved: Option<&mut Vec<Saved>>) -> Vec<f32> {
+        let normed = group_norm::cpu::forward(&self.transformer.norm.0, x, self.batch);
+        let mut tokens = linear::cpu::forward(&self.transformer.proj_in.0, &normed, None);
+        drop(normed);
+        for block in &self.transformer.blocks {
+            let (next, results) = self.block(block, tokens);
+            tokens = next;
+            if let Some(saved) = &mut saved {
+                saved.push(results);
+            }
+        }
+        tokens
+    }
+
+    fn block(&self, block: &TransformerBlock, x: Vec<f32>) -> (Vec<f32>, Saved) {
+        let normed = layer_norm::cpu::forward(&block.norm1.0, &x);
+        let attn1 = self.attend(&block.attn1, &normed, &normed, self.queries);
+        let x1 = linear::cpu::forward(&block.attn1.to_out.0, &attn1.y, Some(&x));
+        let normed = layer_norm::cpu::forward(&block.norm2.0, &x1);
+        let attn2 = self.attend(&block.attn2, &normed, self.context, self.keys);
+        let x2 = linear::cpu::forward(&block.attn2.to_out.0, &attn2.y, Some(&x1));
+        let normed = layer_norm::cpu::forward(&block.norm3.0, &x2);
+        let gates = linear::cpu::forward(&block.ff_in.0, &normed, None);
+        drop(normed);
+        let gated = geglu::cpu::forward(&gates, block.ff_out.0.in_features);
+        let y = linear::cpu::forward(&block.ff_out.0, &gated, Some(&x2));
+        (y, Saved { x, attn1, x1, attn2, x2, gates })
+    }
+
+    fn attend(&self, weights: &TransformerAttention, x: &[f32], to: &[f32], keys: usize) -> SavedAttention {
+        let q = linear::cpu::forward(&weights.to_q.0, x, None);
+        let k = linear::cpu::forward(&weights.to_k.0, to, None);
+        let v = linear::cpu::forward(&weights.to_v.0, to, None);
+        let (y, log_sum_exp) = attention::cpu::forward(&self.shape(weights, keys), &q, &k, &v);
+        SavedAttention { q, k, v, y, log_sum_exp }
+    }
+
+    fn shape(&self, weights: &TransformerAttention, keys: usize) -> AttentionShape {
+        let head_dim = weights.to_q.0.out_features / weights.num_heads;
+        AttentionShape {
+            batch: self.batch,
+            queries: self.queries,
+            keys,
+            num_heads: weights.num_heads,
+            head_dim,
+            softmax_scale: (head_dim as f32).powf(-0.5),
+            mask: AttentionMask::None,
+        }
+    }
+
+    /// Gradients to `x`, if it is wanted, and to the context.
+    pub(super) fn backward(
+        &self,
+        x: &[f32],
+        saved: &[Saved],
+        dy: &[f32],
+        wants_dx: bool,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let mut dcontext = vec![0f32; self.context.len()];
+        let mut d = linear::cpu::input_gradient(&self.transformer.proj_out.0, dy, None);
+        for (i, (block, saved)) in self.transformer.blocks.iter().zip(saved).enumerate().rev() {
+            d = match self.block_backward(block, saved, &d, &mut dcontext, wants_dx || i > 0) {
+                Some(d) => d,
+                None => return (None, dcontext),
+            };
+        }
+        let d = linear::cpu::input_gradient(&self.transformer.proj_in.0, &d, None);
+        let dx = group_norm::cpu::input_gradient(&self.transformer.norm.0, x, self.batch, &d, Some(dy));
+        (Some(dx), dcontext)
+    }
+
+    /// The gradient to the block's input, if it is wanted; the gradient to the context is added to `dcontext`.
+    fn block_backward(
+        &self,
+        block: &TransformerBlock,
+        saved: &Saved,
+        dy: &[f32],
+        dcontext: &mut Vec<f32>,
+        wants_dx: bool,
+    ) -> Option<Vec<f32>> {
+        let d = linear::cpu::input_gradient(&block.ff_out.0, dy, None);
+        let d = geglu::cpu::input_gradient(&saved.gates, block.ff_out.0.in_features, &d);
+        let d = linear::cpu::input_gradient(&block.ff_in.0, &d, None);
+        let dx2 = layer_norm::cpu::input_gradient(&block.norm3.0, &saved.x2, &d, Some(dy));
+
+        let [dq, dk, dv] = self.attend_backward(&block.attn2, &saved.attn2, &dx2, self.keys);
+        *dcontext = linear::cpu::input_gradient(&block.attn2.to_k.0, &dk, Some(dcontext));
+        *dcontext = linear::cpu::input_gradient(&block.attn2.to_v.0, &dv, Some(dcontext));
+        if !wants_dx {
+            return None;
+        }
+        let d = linear::cpu::input_gradient(&block.attn2.to_q.0, &dq, None);
+        let dx1 = layer_norm::cpu::input_gradient(&block.norm2.0, &saved.x1, &d, Some(&dx2));
+        drop((dx2, dq));
+
+        let [dq, dk, dv] = self.attend_backward(&block.attn1, &saved.attn1, &dx1, self.queries);
+        let d = linear::cpu::input_gradient(&block.attn1.to_q.0, &dq, None);
+        let d = linear::cpu::input_gradient(&block.attn1.to_k.0, &dk, Some(&d));
+        let d = linear::cpu::input_gradient(&block.attn1.to_v.0, &dv, Some(&d));
+        Some(layer_norm::cpu::input_gradient(&block.norm1.0, &saved.x, &d, Some(&dx1)))
+    }
+
+    /// `[dq, dk, dv]`.
+    fn attend_backward(
+        &self,
+        weights: &TransformerAttention,
+        saved: &SavedAttention,
+        dy: &[f32],
+        keys: usize,
+    ) -> [Vec<f32>; 3] {
+        let d = linear::cpu::input_gradient(&weights.to_out.0, dy, None);
+        let SavedAttention { q, k, v, y, log_sum_exp } = saved;
+        let saved = attention::backward::Saved { q, k, v, y, log_sum_exp };
+        attention::backward::input_gradients(&self.shape(weights, keys), &saved, &d)
+    }
+}

@@ -1,0 +1,176 @@
+//! A frozen transformer over the pixels of a picture, with a text as its context, as one operator.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use crate::error::{Error, check_shape};
+use crate::frozen::{FrozenFunction, cpu_slice, with_cpu_slices};
+use crate::{GroupNorm, LayerNorm, Linear, Memory};
+
+/// diffusers' `Transformer2DModel`: `y = x + proj_out(blocks(proj_in(norm(x)), context))`.
+///
+/// # Shapes
+/// `x [B, H, W, C]`, `context [B, T, D]`, `y [B, H, W, C]`.
+///
+/// # Gradient
+/// To `x` and `context`. Where `x` needs none, as before the first cross-attention, none is computed for it.
+#[derive(Clone)]
+pub struct Transformer {
+    /// Normalises the input.
+    pub norm: GroupNorm,
+    /// Before the blocks.
+    pub proj_in: Linear,
+    /// One after the other.
+    pub blocks: Vec<Arc<TransformerBlock>>,
+    /// After the blocks.
+    pub proj_out: Linear,
+}
+
+/// diffusers' `BasicTransformerBlock`: self-attention, cross-attention, feed-forward; each normalised before and added after.
+pub struct TransformerBlock {
+    /// Before self-attention.
+    pub norm1: LayerNorm,
+    /// Self-attention.
+    pub attn1: TransformerAttention,
+    /// Before cross-attention.
+    pub norm2: LayerNorm,
+    /// Cross-attention.
+    pub attn2: TransformerAttention,
+    /// Before the feed-forward layers.
+    pub norm3: LayerNorm,
+    /// `C` to `8C`, the two halves of a GEGLU.
+    pub ff_in: Linear,
+    /// `4C` to `C`.
+    pub ff_out: Linear,
+}
+
+/// The projections of an attention.
+pub struct TransformerAttention {
+    /// Of what attends.
+    pub to_q: Linear,
+    /// Of what is attended to.
+    pub to_k: Linear,
+    /// Of what is attended to.
+    pub to_v: Linear,
+    /// Of the result.
+    pub to_out: Linear,
+    /// Number of heads.
+    pub num_heads: usize,
+}
+
+impl Transformer {
+    /// Applies the transformer.
+    ///
+    /// # Errors
+    /// When a shape disagrees or a tensor is not `f32`.
+    pub fn forward(&self, x: &Tensor, context: &Tensor, memory: Memory) -> Result<Tensor> {
+        self.check(x, context)?;
+        let track = [x.track_op(), context.track_op()];
+        let keep = memory == Memory::Fast && (track[0] || track[1]);
+        let op = Op { transformer: self.clone(), track, keep, saved: OnceLock::new() };
+        x.contiguous()?.apply_op2(&context.contiguous()?, op)
+    }
+
+    /// Checks every layer's shape, so that the computation itself cannot fail.
+    fn check(&self, x: &Tensor, context: &Tensor) -> Result<()> {
+        check_shape(x.rank() == 4, Op::NAME, "x", || "[B, H, W, C]".into(), x.dims())?;
+        let batch = x.dim(0)?;
+        let ok = context.rank() == 3 && context.dims()[0] == batch && context.dims()[1] > 0;
+        check_shape(ok, Op::NAME, "context", || format!("[{batch}, T, D]"), context.dims())?;
+        for tensor in [x, context] {
+            if tensor.dtype() != candle_core::DType::F32 {
+                return Err(candle_core::Error::UnsupportedDTypeForOp(tensor.dtype(), Op::NAME).bt());
+            }
+        }
+        let same = |what: &'static str, got: Vec<usize>, expected: &[usize]| {
+            check_shape(got == expected, Op::NAME, what, || format!("{expected:?}"), &got)
+        };
+        let tokens = self.proj_in.0.output_shape(&self.norm.0.output_shape(x.dims())?)?;
+        for block in &self.blocks {
+            for (attention, to) in [(&block.attn1, &tokens[..]), (&block.attn2, context.dims())] {
+                let q = attention.to_q.0.output_shape(&tokens)?;
+                let (k, v) = (attention.to_k.0.output_shape(to)?, attention.to_v.0.output_shape(to)?);
+                let width = q[q.len() - 1];
+                same("the width of k", vec![k[k.len() - 1]], &[width])?;
+                same("the width of v", vec![v[v.len() - 1]], &[width])?;
+                if attention.num_heads == 0 || !width.is_multiple_of(attention.num_heads) {
+                    let (expected, got) = (format!("a divisor of {width}"), attention.num_heads.to_string());
+                    return Err(Error::Setting { op: Op::NAME, field: "num_heads", expected, got }.into());
+                }
+                same("the attention's result", attention.to_out.0.output_shape(&q)?, &tokens)?;
+            }
+            for norm in [&block.norm1, &block.norm2, &block.norm3] {
+                norm.0.output_shape(&tokens)?;
+            }
+            let mut wide = block.ff_in.0.output_shape(&tokens)?;
+            if let Some(last) = wide.last_mut() {
+                *last /= 2;
+            }
+            same("the feed-forward's result", block.ff_out.0.output_shape(&wide)?, &tokens)?;
+        }
+        same("the result", self.proj_out.0.output_shape(&tokens)?, x.dims())
+    }
+}
+
+struct Op {
+    transformer: Transformer,
+    /// Whether `x` and `context` need a gradient.
+    track: [bool; 2],
+    keep: bool,
+    saved: OnceLock<Vec<cpu::Saved>>,
+}
+
+impl Op {
+    const NAME: &'static str = "transformer";
+}
+
+impl CustomOp2 for Op {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        context: &CpuStorage,
+        context_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, context) = (cpu_slice(x, x_layout)?, cpu_slice(context, context_layout)?);
+        let pass = cpu::Pass::new(&self.transformer, x_layout.dims(), context, context_layout.dims());
+        let mut saved = Vec::new();
+        let y = pass.forward(x, self.keep.then_some(&mut saved));
+        if self.keep {
+            self.saved.get_or_init(|| saved);
+        }
+        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        _y: &Tensor,
+        grad_output: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dcontext) = with_cpu_slices([x, context, grad_output], |[x_data, c_data, dy]| {
+            let pass = cpu::Pass::new(&self.transformer, x.dims(), c_data, context.dims());
+            match self.saved.get() {
+                Some(saved) => pass.backward(x_data, saved, dy, self.track[0]),
+                None => {
+                    let mut saved = Vec::new();
+                    pass.blocks(x_data, Some(&mut saved));
+                    pass.backward(x_data, &saved, dy, self.track[0])
+                }
+            }
+        })?;
+        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
+        let dcontext = Tensor::from_vec(dcontext, context.shape(), context.device())?;
+        Ok((dx, self.track[1].then_some(dcontext)))
+    }
+}
