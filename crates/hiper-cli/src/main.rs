@@ -6,6 +6,7 @@
 mod album;
 mod args;
 mod commands;
+mod compute;
 mod console;
 mod demo_model;
 mod error;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     let console = Console::new(cli.common.log_format, cli.common.quiet);
     let done = interrupt::listen()
         .and_then(|()| args::check(&cli.common))
-        .and_then(|device| commands::run(&cli.command, &device, &console));
+        .and_then(|compute| commands::run(&cli.command, &compute, &console));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use candle_core::Device;
 use sd_models::{ModelFiles, StableDiffusion};
 
+use crate::compute::Compute;
 use crate::console::{Console, Event};
 use crate::{Error, Result, demo_model, interrupt};
 
@@ -26,13 +27,14 @@ impl Model {
     ///
     /// # Errors
     /// When it is not a checkpoint in the diffusers layout, or is damaged.
-    pub fn open(path: Option<&Path>, device: &Device, console: &Console) -> Result<Self> {
+    pub fn open(path: Option<&Path>, compute: &Compute, console: &Console) -> Result<Self> {
         let started = Instant::now();
         let files = files(path)?;
-        let hash = files.hash()?;
-        let sd = StableDiffusion::load(&files, device)?;
+        let (name, hash) = (files.name().to_owned(), files.hash()?);
+        let device = &compute.device;
+        let memory = compute.memory_for(&files)?;
+        let sd = StableDiffusion::load(&files.with_memory(memory), device)?;
         interrupt::check()?;
-        let name = files.name().to_owned();
         let seconds = started.elapsed().as_secs_f64();
         console.event(&Event::ModelLoaded { model: &name, model_hash: &hash, seconds });
         Ok(Self { sd, name, hash, device: device.clone() })

@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Tensor, Var};
 
+use crate::cpu::isa::Isa;
+
 /// Relative L2 error allowed against an `f64` definition: f32 rounding over sums of a few thousand terms.
 pub(crate) const F32_TOLERANCE: f64 = 5e-6;
 
@@ -31,9 +33,17 @@ pub(crate) fn relative_l2(a: &[f32], b: &[f64]) -> f64 {
     (diff / norm.max(1e-300)).sqrt()
 }
 
-/// Checks `op` against its definition: values, and the gradient of `Σ w·op(x)` to every input against
+/// Checks `op` against its definition on every instruction set of this processor: values, and the gradient of `Σ w·op(x)` to every input against
 /// central differences of the definition in `f64`, element by element.
 pub(crate) fn check(
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    Isa::for_each(|| check_here(shapes, &op, &definition));
+}
+
+fn check_here(
     shapes: &[&[usize]],
     op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,

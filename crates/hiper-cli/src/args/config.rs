@@ -3,11 +3,12 @@
 use candle_core::Device;
 
 use super::{Common, DTypeChoice, DeviceChoice, Sampling};
+use crate::compute::Compute;
 use crate::render::Look;
 use crate::{Error, Result};
 
-/// Applies the common flags, and says where to compute.
-pub fn check(common: &Common) -> Result<Device> {
+/// Applies the common flags, and says where and how to compute.
+pub fn check(common: &Common) -> Result<Compute> {
     let device = match common.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Cuda(_) => return Err(not_compiled_in("cuda", "CUDA")),
@@ -23,7 +24,7 @@ pub fn check(common: &Common) -> Result<Device> {
             Error::refused(format!("--threads {threads}: {error}"), "ask for fewer threads")
         })?;
     }
-    Ok(device)
+    Ok(Compute { device, memory: common.memory })
 }
 
 fn not_compiled_in(flag: &str, name: &str) -> Error {

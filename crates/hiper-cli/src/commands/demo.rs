@@ -1,10 +1,9 @@
 //! `hiper demo`: the whole story on the embedded model.
 
-use candle_core::Device;
-
 use super::personalize::{Photographed, personalize};
 use crate::Result;
 use crate::args::{self, Crop, Demo, Personalize};
+use crate::compute::Compute;
 use crate::console::Console;
 use crate::demo_model;
 use crate::model::Model;
@@ -13,13 +12,13 @@ use crate::render::Look;
 use crate::run::Checkpoints;
 
 /// Personalises the embedded photo and edits it with the embedded sentences.
-pub fn run(args: &Demo, device: &Device, console: &Console) -> Result<()> {
+pub fn run(args: &Demo, compute: &Compute, console: &Console) -> Result<()> {
     let story = demo_model::story()?;
     let output = Output::create(&args.out, console)?;
     let photo = output.write("photo.png", demo_model::photo()?)?;
     output.wrote(&photo, "photo");
     let photo = Photographed::read(&photo)?;
-    let model = Model::open(None, device, console)?;
+    let model = Model::open(None, compute, console)?;
     let look = Look { steps: story.steps, ..Look::default() };
     let args = Personalize {
         input_image: output.path("photo.png"),

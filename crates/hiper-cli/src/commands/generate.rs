@@ -1,9 +1,9 @@
 //! `hiper edit` and `hiper generate`: sentences to pictures, with and without a tail.
 
-use candle_core::Device;
 use hiper_core::HiperFile;
 
 use crate::args::{Edit, Generate, Sampling, look};
+use crate::compute::Compute;
 use crate::console::Console;
 use crate::model::Model;
 use crate::output::Output;
@@ -12,11 +12,11 @@ use crate::render::{Painter, Tail, warn_if_long};
 use crate::{Error, Result};
 
 /// `hiper edit`.
-pub fn edit(args: &Edit, device: &Device, console: &Console) -> Result<()> {
+pub fn edit(args: &Edit, compute: &Compute, console: &Console) -> Result<()> {
     let file = HiperFile::load(&args.embedding)?;
     let name = args.embedding.display().to_string();
     let tail = Tail { embedding: &file.tail, scale: args.tail_scale, file: &name };
-    let model = Model::open(args.sampling.model.path.as_deref(), device, console)?;
+    let model = Model::open(args.sampling.model.path.as_deref(), compute, console)?;
     check_fits(&tail, &model)?;
     if let Some(hash) = file.metadata.base_model_hash.filter(|hash| *hash != model.hash) {
         let base = file.metadata.base_model.unwrap_or_default();
@@ -32,8 +32,8 @@ pub fn edit(args: &Edit, device: &Device, console: &Console) -> Result<()> {
 }
 
 /// `hiper generate`.
-pub fn generate(args: &Generate, device: &Device, console: &Console) -> Result<()> {
-    let model = Model::open(args.sampling.model.path.as_deref(), device, console)?;
+pub fn generate(args: &Generate, compute: &Compute, console: &Console) -> Result<()> {
+    let model = Model::open(args.sampling.model.path.as_deref(), compute, console)?;
     draw(&args.sampling, None, &model, console)
 }
 

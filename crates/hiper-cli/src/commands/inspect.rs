@@ -2,21 +2,21 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use hiper_core::{HiperFile, HiperMetadata};
 use sd_models::schedulers::{PredictionType, SchedulerConfig};
 use sd_models::{ClipTextConfig, ClipTokenizer, ModelFiles, UNet2DConditionConfig, Weights};
 use serde_json::json;
 
 use crate::args::Inspect;
+use crate::compute::Compute;
 use crate::console::Console;
 use crate::{Error, Result, model};
 
 /// `hiper inspect`.
-pub fn run(args: &Inspect, device: &Device, console: &Console) -> Result<()> {
+pub fn run(args: &Inspect, compute: &Compute, console: &Console) -> Result<()> {
     let path = Path::new(&args.what);
     if path.is_dir() {
-        return checkpoint(&ModelFiles::from_dir(path)?, device, console);
+        return checkpoint(&ModelFiles::from_dir(path)?, compute, console);
     }
     if path.is_file() {
         return tail(path, console);
@@ -25,7 +25,7 @@ pub fn run(args: &Inspect, device: &Device, console: &Console) -> Result<()> {
     match text {
         None => Err(Error::Usage("inspect: a sentence must be valid UTF-8 and not empty".into())),
         Some(text) if is_like_a_path(text) => match model::files(Some(path)) {
-            Ok(files) => checkpoint(&files, device, console),
+            Ok(files) => checkpoint(&files, compute, console),
             Err(_) => Err(Error::refused(
                 format!("{text}: no such file, folder or model in the Hugging Face cache"),
                 "check the path; a sentence with spaces is tokenised",
@@ -81,7 +81,7 @@ fn tail(path: &Path, console: &Console) -> Result<()> {
     Ok(())
 }
 
-fn checkpoint(files: &ModelFiles, device: &Device, console: &Console) -> Result<()> {
+fn checkpoint(files: &ModelFiles, compute: &Compute, console: &Console) -> Result<()> {
     let unet: UNet2DConditionConfig = files.read_config("unet/config.json")?;
     let text_encoder: ClipTextConfig = files.read_config("text_encoder/config.json")?;
     let scheduler = SchedulerConfig::load(files)?;
@@ -93,7 +93,7 @@ fn checkpoint(files: &ModelFiles, device: &Device, console: &Console) -> Result<
     let mut text = format!("{}: a Stable Diffusion checkpoint\n  hash {hash}\n", files.name());
     let mut components = Vec::new();
     for component in ["text_encoder", "unet", "vae"] {
-        let tensors = Weights::load(files, component, device)?.tensors();
+        let tensors = Weights::load(files, component, &compute.device)?.tensors();
         let parameters: usize = tensors.iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
         let mut dtypes: Vec<String> = tensors.iter().map(|(_, dtype, _)| dtype.clone()).collect();
         dtypes.sort();

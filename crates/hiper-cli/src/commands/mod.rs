@@ -7,21 +7,20 @@ mod personalize;
 
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::Result;
 use crate::args::Command;
+use crate::compute::Compute;
 use crate::console::{Console, Event};
 
 /// Runs a command to its end.
-pub fn run(command: &Command, device: &Device, console: &Console) -> Result<()> {
+pub fn run(command: &Command, compute: &Compute, console: &Console) -> Result<()> {
     let started = Instant::now();
     match command {
-        Command::Inspect(args) => return inspect::run(args, device, console),
-        Command::Demo(args) => demo::run(args, device, console)?,
-        Command::Personalize(args) => personalize::run(args, device, console)?,
-        Command::Edit(args) => generate::edit(args, device, console)?,
-        Command::Generate(args) => generate::generate(args, device, console)?,
+        Command::Inspect(args) => return inspect::run(args, compute, console),
+        Command::Demo(args) => demo::run(args, compute, console)?,
+        Command::Personalize(args) => personalize::run(args, compute, console)?,
+        Command::Edit(args) => generate::edit(args, compute, console)?,
+        Command::Generate(args) => generate::generate(args, compute, console)?,
     }
     console.event(&Event::Done { seconds: started.elapsed().as_secs_f64() });
     Ok(())

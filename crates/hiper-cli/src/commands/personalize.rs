@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use hiper_core::{
     AdamConfig, HiperFile, HiperMetadata, NoiseSchedule, Personalisation, PersonalisationConfig,
     PredictionType, TextEmbedding, TorchGenerator,
@@ -13,6 +12,7 @@ use sd_models::schedulers;
 use crate::Result;
 use crate::album::Album;
 use crate::args::Personalize;
+use crate::compute::Compute;
 use crate::console::{Console, Event};
 use crate::model::Model;
 use crate::output::Output;
@@ -40,10 +40,10 @@ impl Photographed {
 }
 
 /// `hiper personalize`.
-pub fn run(args: &Personalize, device: &Device, console: &Console) -> Result<()> {
+pub fn run(args: &Personalize, compute: &Compute, console: &Console) -> Result<()> {
     let photo = Photographed::read(&args.input_image)?;
     let output = Output::create(&args.output_dir, console)?;
-    let model = Model::open(args.model.path.as_deref(), device, console)?;
+    let model = Model::open(args.model.path.as_deref(), compute, console)?;
     personalize(args, &photo, &model, &output, Look::default(), console)
 }
 

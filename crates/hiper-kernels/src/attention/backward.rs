@@ -82,8 +82,8 @@ impl HeadGradients<'_> {
             let (key_columns, rest) = rest.split_at_mut(columns);
             let (lanes, rest) = rest.split_at_mut(lanes);
             let (group, blocks) = rest.split_at_mut(group);
-            let keys = self.head.pack_rows(self.saved.k, keys).values;
-            let values = self.head.pack_rows(self.saved.v, values).values;
+            self.head.pack_rows(self.saved.k, keys);
+            self.head.pack_rows(self.saved.v, values);
             self.head.pack_columns(self.saved.k, key_columns);
             for first in (0..shape.queries).step_by(QUERIES) {
                 self.group(first, [keys, values, key_columns], lanes, group, blocks);

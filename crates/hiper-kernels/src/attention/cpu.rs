@@ -44,12 +44,12 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
                 let (keys, rest) = local.split_at_mut(head.rows_size());
                 let (values, rest) = rest.split_at_mut(head.columns_size());
                 let (queries, scores) = rest.split_at_mut(d * QUERIES);
-                let keys = head.pack_rows(k, keys);
+                head.pack_rows(k, keys);
                 head.pack_columns(v, values);
                 for (group, result) in results.chunks_exact_mut(size).enumerate() {
                     let first = (j * share + group) * QUERIES;
                     head.lanes(q, first, shape.softmax_scale, queries);
-                    head.forward(isa, [&keys.values, values, queries], first, scores, result);
+                    head.forward(isa, [keys, values, queries], first, scores, result);
                 }
             });
         });
@@ -76,11 +76,6 @@ pub(super) struct Head<'a> {
     pub shape: &'a AttentionShape,
     pub image: usize,
     pub head: usize,
-}
-
-/// A head's keys (or values), `[Sk, D]`, packed as the left-hand side of products over `D`.
-pub(super) struct PackedRows<'a> {
-    pub values: &'a [f32],
 }
 
 impl Head<'_> {
@@ -117,7 +112,7 @@ impl Head<'_> {
     }
 
     /// Packs this head of `x [B, Sk, H·D]` as panels of 14 rows.
-    pub(super) fn pack_rows<'p>(&self, x: &[f32], packed: &'p mut [f32]) -> PackedRows<'p> {
+    pub(super) fn pack_rows(&self, x: &[f32], packed: &mut [f32]) {
         let (_, stride, blocks, depth) = self.layout();
         for key in 0..self.shape.keys {
             let row = self.row(x, self.shape.keys, key);
@@ -126,7 +121,6 @@ impl Head<'_> {
                 packed[panel * stride..][..values.len()].copy_from_slice(values);
             }
         }
-        PackedRows { values: packed }
     }
 
     /// Copies this head of `x [B, Sk, H·D]` to `[Sk, D]`, rows padded with zeros to whole vectors.

@@ -97,7 +97,7 @@ impl Conv2d {
             return Err(Error::Setting { op: NAME, field: "padding", expected, got }.into());
         }
         Ok(Self(Arc::new(ConvFunction {
-            weight: Weight::new(&weight.permute((0, 2, 3, 1))?)?,
+            weight: Weight::new(weight)?,
             bias: bias.map(to_vec).transpose()?,
             kernel: [kernel_h, kernel_w],
             channels_in,

@@ -366,6 +366,7 @@ fn both_ways<T: Step, S: Simd>(simd: S, d: &mut [[S::f32s; 6]; 6], rows: usize, 
     for row in d.iter_mut().take(rows) {
         *row = T::apply(simd, *row);
     }
+    #[allow(clippy::needless_range_loop)] // Columns of an array of rows: there is nothing to iterate over.
     for c in 0..cols {
         let column = T::apply(simd, [d[0][c], d[1][c], d[2][c], d[3][c], d[4][c], d[5][c]]);
         for r in 0..6 {

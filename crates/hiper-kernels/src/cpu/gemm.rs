@@ -67,7 +67,7 @@ pub(crate) fn gemm(
             // SAFETY: tasks differ in their rows or in their columns, so no two touch the same tile.
             #[allow(unsafe_code)]
             unsafe {
-                out.fill(isa, &lhs, grid.rows(part), panels, &packed, &epilogue);
+                out.fill(isa, &lhs, [grid.rows(part), panels], &packed, &epilogue);
             }
         });
     });
@@ -166,8 +166,7 @@ impl Out {
         &self,
         isa: Isa,
         lhs: &PackedLhs,
-        row_panels: Range<usize>,
-        col_panels: Range<usize>,
+        [row_panels, col_panels]: [Range<usize>; 2],
         packed: &[&[f32]],
         epilogue: &impl Fn(usize, usize, &mut [f32]),
     ) {

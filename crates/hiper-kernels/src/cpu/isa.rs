@@ -32,14 +32,29 @@ impl Isa {
         all
     }
 
-    /// The best one, or the one that `HIPER_ISA` names (`avx512`, `avx2`, `portable`) where this processor has it.
+    /// The best one (in tests, the one under test).
     pub(crate) fn current() -> Self {
+        #[cfg(test)]
+        if let Some(isa) = *UNDER_TEST.lock().unwrap() {
+            return isa;
+        }
         static CURRENT: OnceLock<Isa> = OnceLock::new();
-        *CURRENT.get_or_init(|| {
-            let available = Self::available();
-            let wished = std::env::var("HIPER_ISA").unwrap_or_default();
-            let named = available.iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&wished));
-            *named.unwrap_or(&available[0])
-        })
+        *CURRENT.get_or_init(|| Self::available()[0])
+    }
+
+    /// Runs `f` on each of those that this processor has, one test at a time.
+    #[cfg(test)]
+    pub(crate) fn for_each(f: impl Fn()) {
+        static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        // A test that failed leaves the lock poisoned, not the others broken.
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for isa in Self::available() {
+            *UNDER_TEST.lock().unwrap() = Some(isa);
+            f();
+        }
+        *UNDER_TEST.lock().unwrap() = None;
     }
 }
+
+#[cfg(test)]
+static UNDER_TEST: std::sync::Mutex<Option<Isa>> = std::sync::Mutex::new(None);

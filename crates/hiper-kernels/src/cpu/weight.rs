@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -25,15 +25,26 @@ enum Values {
 }
 
 impl Weight {
-    /// Of a layer's weight `[cols, ..depth]` in f32, f16 or bf16 (other types become f32).
+    /// Of a layer's weight `[cols, depth]`, or kernels `[cols, channels, KH, KW]` whose depth becomes channels last,
+    /// `[KH·KW·channels]`; in f32, f16 or bf16 (other types become f32).
     pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
         let cols = tensor.dim(0)?;
         let depth = tensor.elem_count() / cols.max(1);
-        let flat = tensor.flatten_all()?;
-        let values = match tensor.dtype() {
-            DType::F16 => Values::F16(panels(&flat.to_vec1::<f16>()?, depth, cols)),
-            DType::BF16 => Values::BF16(panels(&flat.to_vec1::<bf16>()?, depth, cols)),
-            _ => Values::F32(panels(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?, depth, cols)),
+        let taps = tensor.dims().iter().skip(2).product::<usize>();
+        let tensor = match tensor.dtype() {
+            DType::F16 | DType::BF16 => tensor.contiguous()?,
+            _ => tensor.to_dtype(DType::F32)?.contiguous()?,
+        };
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            candle_core::bail!("a layer's weight must be on the CPU");
+        };
+        let (start, end) = layout.contiguous_offsets().unwrap_or_default();
+        let values = match storage {
+            CpuStorage::F16(values) => Values::F16(panels(&values[start..end], [cols, depth, taps])),
+            CpuStorage::BF16(values) => Values::BF16(panels(&values[start..end], [cols, depth, taps])),
+            CpuStorage::F32(values) => Values::F32(panels(&values[start..end], [cols, depth, taps])),
+            _ => candle_core::bail!("a layer's weight must be f32, f16 or bf16"),
         };
         Ok(Self { values, depth, cols })
     }
@@ -52,18 +63,17 @@ impl Weight {
     }
 }
 
-/// `[cols, depth]` to `[cols / 32, depth, 32]`.
-fn panels<T: Copy + Default + Send + Sync>(rows: &[T], depth: usize, cols: usize) -> Vec<T> {
+/// `[cols, depth / taps, taps]` to `[cols / 32, taps, depth / taps, 32]`.
+fn panels<T: Copy + Default + Send + Sync>(rows: &[T], [cols, depth, taps]: [usize; 3]) -> Vec<T> {
     /// Values a row of a block: a block's 32 rows stay in the first-level cache.
-    const BLOCK: usize = 64;
+    const BLOCK: usize = 72;
     let mut out = vec![T::default(); cols.div_ceil(COLS) * depth * COLS];
+    let channels = depth / taps;
     out.par_chunks_exact_mut(depth * COLS).zip(rows.par_chunks(depth * COLS)).for_each(|(panel, rows)| {
         for start in (0..depth).step_by(BLOCK) {
             for (col, row) in rows.chunks_exact(depth).enumerate() {
-                for (to, &value) in
-                    panel[start * COLS..].chunks_exact_mut(COLS).zip(&row[start..]).take(BLOCK)
-                {
-                    to[col] = value;
+                for (at, &value) in (start..depth).zip(&row[start..]).take(BLOCK) {
+                    panel[(at % taps * channels + at / taps) * COLS + col] = value;
                 }
             }
         }
@@ -141,6 +151,19 @@ mod tests {
     use super::*;
     use crate::testing::normals;
     use candle_core::Device;
+
+    #[test]
+    fn kernels_become_channels_last() {
+        let (cols, channels) = (3, 5);
+        let tensor =
+            Tensor::from_vec(normals(cols * channels * 6, 1), (cols, channels, 2, 3), &Device::Cpu).unwrap();
+        let exact = tensor.permute((0, 2, 3, 1)).unwrap().flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
+        let weight = Weight::new(&tensor).unwrap();
+        let panel = weight.panel(0, 0..channels * 6, &mut []);
+        for (i, row) in panel.chunks_exact(COLS).enumerate() {
+            assert!((0..cols).all(|col| row[col] == exact[col][i]) && row[cols..].iter().all(|&v| v == 0.0));
+        }
+    }
 
     #[test]
     fn panels_are_parts_of_the_matrix_in_every_type_and_direction() {

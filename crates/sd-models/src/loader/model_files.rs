@@ -44,6 +44,27 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+impl Bytes {
+    /// Says that a range has been read and copied: a map need not keep its pages in this process's memory.
+    pub(super) fn release(&self, range: std::ops::Range<usize>) {
+        /// Whole pages inside the range, whatever the page's size.
+        const PAGE: usize = 64 * 1024;
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        #[cfg(unix)]
+        if let (Self::Mapped(map), true) = (self, start < end) {
+            // SAFETY: the map is read-only and of a file: a page that is dropped is read again from the file when it is
+            // next touched, with the same content as far as that of `map` goes.
+            #[allow(unsafe_code)]
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            // Advice alone: where the system does not take it, the pages stay.
+            advised.unwrap_or_default();
+        }
+        #[cfg(not(unix))]
+        let _ = (start, end);
+    }
+}
+
 /// What a diffusers folder must hold to be a Stable Diffusion: one file of each of these.
 const REQUIRED: [&[&str]; 5] = [
     &["unet/config.json"],

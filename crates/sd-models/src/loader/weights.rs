@@ -173,7 +173,8 @@ impl Weights {
             let (expected, got) = (shape.to_vec(), info.shape.clone());
             return Err(Error::TensorShape { file: name, field, expected, got });
         }
-        let data = &file.bytes[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
+        let range = file.start + info.data_offsets.0..file.start + info.data_offsets.1;
+        let data = &file.bytes[range.clone()];
         let device = &self.device;
         let tensor = match (info.dtype, memory) {
             (Dtype::F16, Memory::Lean) => decode(data, f16::from_le_bytes, f16::is_finite)
@@ -188,6 +189,7 @@ impl Weights {
                 .map(|values| Tensor::from_vec(values, shape, device)),
             (other, _) => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
         };
+        file.bytes.release(range);
         Ok(tensor.ok_or(Error::NotFinite { file: name, field })??)
     }
 

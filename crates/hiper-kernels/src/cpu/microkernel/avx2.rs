@@ -13,47 +13,40 @@ use super::{COLS, Lhs, Tile};
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
     for v in 0..t.vectors {
-        let mut row = 0;
-        while row < t.rows {
-            let rows = (t.rows - row).min(6);
+        for row in (0..t.rows).step_by(6) {
             // SAFETY: the block lies inside the tile that the caller promises.
             unsafe {
-                let c = c.add(row * c_stride + 16 * v);
                 match t.layout {
-                    Lhs::Panel => by_rows::<{ Lhs::PANEL_STRIDE }>(t, row, rows, v, 1, c, c_stride),
-                    Lhs::ShortPanel => {
-                        by_rows::<{ Lhs::SHORT_PANEL_STRIDE }>(t, row, rows, v, 1, c, c_stride)
-                    }
-                    Lhs::Lanes => by_rows::<COLS>(t, row, rows, v, 1, c, c_stride),
-                    Lhs::Columns { stride } => by_rows::<1>(t, row, rows, v, stride, c, c_stride),
+                    Lhs::Panel => by_rows::<{ Lhs::PANEL_STRIDE }>(t, [row, v], 1, c, c_stride),
+                    Lhs::ShortPanel => by_rows::<{ Lhs::SHORT_PANEL_STRIDE }>(t, [row, v], 1, c, c_stride),
+                    Lhs::Lanes => by_rows::<COLS>(t, [row, v], 1, c, c_stride),
+                    Lhs::Columns { stride } => by_rows::<1>(t, [row, v], stride, c, c_stride),
                 }
             }
-            row += rows;
         }
     }
 }
 
+/// The block that begins at a row and a vector of 16 columns of the tile.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn by_rows<const ROW: usize>(
     t: Tile<'_>,
-    row: usize,
-    rows: usize,
-    v: usize,
+    [row, v]: [usize; 2],
     column: usize,
     c: *mut f32,
     c_stride: usize,
 ) {
-    // SAFETY: `row` is a row of the tile, `v` one of its vectors.
-    let (a, b) = unsafe { (t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(16 * v)) };
-    // SAFETY: the caller's promises are the callee's.
+    // SAFETY: `row` is a row of the tile, `v` one of its vectors; the caller's promises are the callee's.
     unsafe {
-        match rows {
-            1 => run::<1, ROW>(t, [a, b], column, c, c_stride),
-            2 => run::<2, ROW>(t, [a, b], column, c, c_stride),
-            3 => run::<3, ROW>(t, [a, b], column, c, c_stride),
-            4 => run::<4, ROW>(t, [a, b], column, c, c_stride),
-            5 => run::<5, ROW>(t, [a, b], column, c, c_stride),
-            _ => run::<6, ROW>(t, [a, b], column, c, c_stride),
+        let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(16 * v)];
+        let c = c.add(row * c_stride + 16 * v);
+        match t.rows - row {
+            1 => run::<1, ROW>(t, from, column, c, c_stride),
+            2 => run::<2, ROW>(t, from, column, c, c_stride),
+            3 => run::<3, ROW>(t, from, column, c, c_stride),
+            4 => run::<4, ROW>(t, from, column, c, c_stride),
+            5 => run::<5, ROW>(t, from, column, c, c_stride),
+            _ => run::<6, ROW>(t, from, column, c, c_stride),
         }
     }
 }
