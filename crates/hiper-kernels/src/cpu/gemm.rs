@@ -20,6 +20,9 @@ pub(crate) const LHS_PANEL: usize = MAX_ROWS * Lhs::PANEL_STRIDE;
 /// What a group of packed weight panels may take of the second-level cache, in values (512 KiB).
 const GROUP: usize = 128 * 1024;
 
+/// What the packed left-hand side may take, in values (64 MiB); beyond, the rows are cut into bands.
+const BAND: usize = 16 * 1024 * 1024;
+
 /// Rows visited before the next columns, in panels: their result stays in the second-level cache.
 const ROW_BLOCK: usize = 8;
 
@@ -44,6 +47,24 @@ pub(crate) fn gemm(
     if out.is_empty() {
         return;
     }
+    let (blocks, _) = depth_blocks(rhs.depth());
+    let band = (BAND / (blocks * LHS_PANEL)).max(ROW_BLOCK) * MAX_ROWS;
+    for (i, out) in out.chunks_mut(band * rhs.cols()).enumerate() {
+        let first = i * band;
+        let lhs = |row: usize, k, values: &mut [f32]| lhs(first + row, k, values);
+        let epilogue = |row: usize, col, values: &mut [f32]| epilogue(first + row, col, values);
+        gemm_band(out.len() / rhs.cols(), lhs, rhs, out, epilogue);
+    }
+}
+
+/// [`gemm`] for so many rows that they may be packed all at once.
+fn gemm_band(
+    rows: usize,
+    lhs: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+    rhs: Rhs<'_>,
+    out: &mut [f32],
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
     let isa = Isa::current();
     let lhs = PackedLhs::new(rows, rhs.depth(), lhs);
     let grid = Grid::new(rows, rhs.depth(), rhs.cols());

@@ -63,17 +63,20 @@ impl Weight {
     }
 }
 
-/// `[cols, depth / taps, taps]` to `[cols / 32, taps, depth / taps, 32]`.
+/// `[cols, channels, taps]` to `[cols / 32, taps, channels, 32]`; `[cols, depth, taps]` are the sizes given.
 fn panels<T: Copy + Default + Send + Sync>(rows: &[T], [cols, depth, taps]: [usize; 3]) -> Vec<T> {
-    /// Values a row of a block: a block's 32 rows stay in the first-level cache.
-    const BLOCK: usize = 72;
+    /// Channels a block: what its 32 columns read and write stays in the first-level cache.
+    const BLOCK: usize = 8;
     let mut out = vec![T::default(); cols.div_ceil(COLS) * depth * COLS];
     let channels = depth / taps;
     out.par_chunks_exact_mut(depth * COLS).zip(rows.par_chunks(depth * COLS)).for_each(|(panel, rows)| {
-        for start in (0..depth).step_by(BLOCK) {
+        for first in (0..channels).step_by(BLOCK) {
+            let block = first * taps..(first + BLOCK).min(channels) * taps;
             for (col, row) in rows.chunks_exact(depth).enumerate() {
-                for (at, &value) in (start..depth).zip(&row[start..]).take(BLOCK) {
-                    panel[(at % taps * channels + at / taps) * COLS + col] = value;
+                for (channel, values) in (first..).zip(row[block.clone()].chunks_exact(taps)) {
+                    for (tap, &value) in values.iter().enumerate() {
+                        panel[(tap * channels + channel) * COLS + col] = value;
+                    }
                 }
             }
         }
