@@ -265,19 +265,11 @@ impl<T: Transforms> Block<'_, T> {
                     with_local((points * panels.len() + 9) * k.len() * COLS, |local| {
                         let (buffer, weights) = local.split_at_mut(9 * k.len() * COLS);
                         self.transform_weights(isa, panels.clone(), &k, buffer, weights);
-                        for (i, products) in products.chunks_exact_mut(size).enumerate() {
-                            let row_panel = share * row_share + i;
-                            let lhs = &transformed[row_panel * points * LHS_PANEL..];
-                            let rows = rows.min(tiles - row_panel * rows);
-                            multiply(
-                                isa,
-                                lhs,
-                                weights,
-                                products,
-                                [points, panels.len(), rows, tile_size],
-                                &k,
-                            );
-                        }
+                        let first = share * row_share;
+                        let transformed = &transformed[first * points * LHS_PANEL..];
+                        let tiles = (tiles - first * rows).min(products.len() / size * rows);
+                        let sizes = Sizes { points, panels: panels.len(), rows, tiles };
+                        sizes.multiply(isa, transformed, weights, products, &k);
                     });
                 });
             });
@@ -333,29 +325,40 @@ impl<T: Transforms> Block<'_, T> {
     }
 }
 
-/// The products of one row panel with a group of column panels, one block of depth, at every point.
-fn multiply(
-    isa: Isa,
-    lhs: &[f32],
-    weights: &[f32],
-    products: &mut [f32],
-    [points, panels, rows, tile_size]: [usize; 4],
-    k: &Range<usize>,
-) {
-    let size = k.len() * COLS;
-    for (point, products) in products.chunks_exact_mut(panels * tile_size).enumerate() {
-        for (panel, products) in products.chunks_exact_mut(tile_size).enumerate() {
-            let t = Tile {
-                lhs: &lhs[point * LHS_PANEL..][..LHS_PANEL],
-                layout: Lhs::Panel,
-                rhs: &weights[(panel * points + point) * size..][..size],
-                rhs_stride: COLS,
-                rows,
-                depth: k.len(),
-                vectors: COLS / 16,
-                add: k.start > 0,
-            };
-            tile(isa, t, products, COLS);
+/// The sizes of the products of some row panels with a group of column panels.
+struct Sizes {
+    points: usize,
+    /// Column panels.
+    panels: usize,
+    /// Tiles a row panel, all but the last.
+    rows: usize,
+    /// Tiles of all row panels.
+    tiles: usize,
+}
+
+impl Sizes {
+    /// The products of one block of depth. A point's weights stay in the second-level cache while all tiles pass, a row
+    /// panel in the first-level one while all columns do.
+    fn multiply(&self, isa: Isa, lhs: &[f32], weights: &[f32], products: &mut [f32], k: &Range<usize>) {
+        let (size, tile_size) = (k.len() * COLS, self.rows * COLS);
+        for point in 0..self.points {
+            for (i, first) in (0..self.tiles).step_by(self.rows).enumerate() {
+                let at = (i * self.points + point) * self.panels * tile_size;
+                let products = &mut products[at..at + self.panels * tile_size];
+                for (panel, products) in products.chunks_exact_mut(tile_size).enumerate() {
+                    let t = Tile {
+                        lhs: &lhs[(i * self.points + point) * LHS_PANEL..][..LHS_PANEL],
+                        layout: Lhs::Panel,
+                        rhs: &weights[(panel * self.points + point) * size..][..size],
+                        rhs_stride: COLS,
+                        rows: self.rows.min(self.tiles - first),
+                        depth: k.len(),
+                        vectors: COLS / 16,
+                        add: k.start > 0,
+                    };
+                    tile(isa, t, products, COLS);
+                }
+            }
         }
     }
 }

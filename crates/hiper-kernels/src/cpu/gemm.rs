@@ -1,9 +1,10 @@
 //! Products with a frozen weight, `out[m × n] = lhs[m × k] · rhs[k × n]`, and what follows them.
 //!
-//! The weight is stored once, as the forward pass reads it; the gradient packs the panels that it needs. The left-hand
-//! side is packed once, by a closure that may compute it (a normalisation, a gate). A thread takes a group of columns,
-//! whose panels fit its second-level cache, and walks down the rows; the last visit of a tile applies the epilogue while
-//! it is in cache.
+//! The weight is stored once, as the forward pass reads it; the gradient packs the panels that it needs. A thread takes
+//! a group of columns and walks down the rows, some panels of 14 at a time, and through the depth, block by block: one
+//! block of the group's columns stays in its second-level cache, one packed panel of rows in the first. Packing the rows
+//! costs little beside the products, so every thread does it for itself; a closure says what they hold. The last visit of
+//! a tile applies the epilogue while it is in cache.
 
 use std::ops::Range;
 
@@ -11,20 +12,17 @@ use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile, tile_at};
-use super::scratch::{Scratch, with_local};
+use super::scratch::with_local;
 use super::weight::Rhs;
 
 /// Values of a packed panel of the left-hand side.
 pub(crate) const LHS_PANEL: usize = MAX_ROWS * Lhs::PANEL_STRIDE;
 
-/// What a group of packed weight panels may take of the second-level cache, in values (512 KiB).
-const GROUP: usize = 128 * 1024;
-
-/// What the packed left-hand side may take, in values (64 MiB); beyond, the rows are cut into bands.
-const BAND: usize = 16 * 1024 * 1024;
+/// Most column panels of a group: one block of depth of them (240 KiB) stays in the second-level cache.
+const GROUP: usize = 12;
 
 /// Rows visited before the next columns, in panels: their result stays in the second-level cache.
-const ROW_BLOCK: usize = 8;
+const ROW_BLOCK: usize = 12;
 
 /// Number and depth of the blocks into which `k` is cut: even, a multiple of a panel's columns (so that blocks of a
 /// transposed weight are whole squares), no longer than a packed row.
@@ -47,48 +45,32 @@ pub(crate) fn gemm(
     if out.is_empty() {
         return;
     }
-    let (blocks, _) = depth_blocks(rhs.depth());
-    let band = (BAND / (blocks * LHS_PANEL)).max(ROW_BLOCK) * MAX_ROWS;
-    for (i, out) in out.chunks_mut(band * rhs.cols()).enumerate() {
-        let first = i * band;
-        let lhs = |row: usize, k, values: &mut [f32]| lhs(first + row, k, values);
-        let epilogue = |row: usize, col, values: &mut [f32]| epilogue(first + row, col, values);
-        gemm_band(out.len() / rhs.cols(), lhs, rhs, out, epilogue);
-    }
-}
-
-/// [`gemm`] for so many rows that they may be packed all at once.
-fn gemm_band(
-    rows: usize,
-    lhs: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-    rhs: Rhs<'_>,
-    out: &mut [f32],
-    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
-) {
     let isa = Isa::current();
-    let lhs = PackedLhs::new(rows, rhs.depth(), lhs);
-    let grid = Grid::new(rows, rhs.depth(), rhs.cols());
-    let out = Out { values: out.as_mut_ptr(), cols: rhs.cols() };
+    let (blocks, block_depth) = depth_blocks(rhs.depth());
+    let grid = Grid::new(rows, rhs.cols());
+    let out = Out { values: out.as_mut_ptr(), rows, cols: rhs.cols() };
     (0..grid.row_parts * grid.groups).into_par_iter().for_each(|task| {
         let (part, group) = (task / grid.groups, task % grid.groups);
         let panels = grid.panels(group);
         let size = panels.len() * rhs.depth() * COLS;
-        with_local(size, |buffer| {
-            // `[block][panel][k, 32]`: what a row of tiles reads lies together.
-            let mut packed = Vec::with_capacity(lhs.blocks * panels.len());
-            let mut rest = buffer;
-            for block in 0..lhs.blocks {
-                let k = lhs.block(block);
+        with_local(size + ROW_BLOCK * LHS_PANEL, |local| {
+            let (mut rest, lhs_panels) = local.split_at_mut(size);
+            // The group's panels, a block of depth after the other.
+            let mut packed = Vec::with_capacity(blocks);
+            for block in 0..blocks {
+                let k = block * block_depth..((block + 1) * block_depth).min(rhs.depth());
+                let mut columns = Vec::with_capacity(panels.len());
                 for panel in panels.clone() {
                     let (now, later) = rest.split_at_mut(k.len() * COLS);
-                    packed.push(rhs.panel(isa, panel, k.clone(), now));
+                    columns.push(rhs.panel(isa, panel, k.clone(), now));
                     rest = later;
                 }
+                packed.push((k, columns));
             }
             // SAFETY: tasks differ in their rows or in their columns, so no two touch the same tile.
             #[allow(unsafe_code)]
             unsafe {
-                out.fill(isa, &lhs, [grid.rows(part), panels], &packed, &epilogue);
+                out.fill(isa, &lhs, [grid.rows(part), panels], &packed, lhs_panels, &epilogue);
             }
         });
     });
@@ -103,16 +85,19 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(rows: usize, depth: usize, cols: usize) -> Self {
+    fn new(rows: usize, cols: usize) -> Self {
         let threads = rayon::current_num_threads();
         let (row_panels, col_panels) = (rows.div_ceil(MAX_ROWS), cols.div_ceil(COLS));
-        let largest = (GROUP / (depth * COLS)).max(1);
-        let groups = col_panels.div_ceil(largest).next_multiple_of(threads);
-        // Columns alone, where they share out evenly; else rows too.
+        let groups = col_panels.div_ceil(GROUP).next_multiple_of(threads);
+        // Few columns and many rows: a thread takes all columns of its rows, so that the rows are packed once.
+        if col_panels <= GROUP && row_panels >= 4 * threads {
+            return Self { row_parts: threads, row_panels, groups: 1, col_panels };
+        }
+        // Else columns alone, where they share out evenly, or rows too.
         if col_panels.is_multiple_of(groups) || col_panels >= 4 * groups || row_panels < threads {
             return Self { row_parts: 1, row_panels, groups: groups.min(col_panels), col_panels };
         }
-        Self { row_parts: threads, row_panels, groups: col_panels.div_ceil(largest), col_panels }
+        Self { row_parts: threads, row_panels, groups: col_panels.div_ceil(GROUP), col_panels }
     }
 
     fn panels(&self, group: usize) -> Range<usize> {
@@ -124,52 +109,10 @@ impl Grid {
     }
 }
 
-/// The left-hand side as panels of 14 rows, block of depth by block of depth.
-struct PackedLhs {
-    values: Scratch,
-    rows: usize,
-    depth: usize,
-    panels: usize,
-    blocks: usize,
-    block_depth: usize,
-}
-
-impl PackedLhs {
-    fn new(rows: usize, depth: usize, fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync) -> Self {
-        let (blocks, block_depth) = depth_blocks(depth);
-        let panels = rows.div_ceil(MAX_ROWS);
-        let values = Scratch::new(panels * blocks * LHS_PANEL);
-        let mut lhs = Self { values, rows, depth, panels, blocks, block_depth };
-        let ranges: Vec<_> = (0..blocks).map(|block| lhs.block(block)).collect();
-        lhs.values.par_chunks_exact_mut(blocks * LHS_PANEL).with_min_len(4).enumerate().for_each(
-            |(panel, values)| {
-                for i in 0..MAX_ROWS.min(rows - panel * MAX_ROWS) {
-                    for (k, values) in ranges.iter().zip(values.chunks_exact_mut(LHS_PANEL)) {
-                        fill(
-                            panel * MAX_ROWS + i,
-                            k.clone(),
-                            &mut values[i * Lhs::PANEL_STRIDE..][..k.len()],
-                        );
-                    }
-                }
-            },
-        );
-        lhs
-    }
-
-    fn block(&self, block: usize) -> Range<usize> {
-        block * self.block_depth..((block + 1) * self.block_depth).min(self.depth)
-    }
-
-    fn panel(&self, panel: usize, block: usize) -> &[f32] {
-        debug_assert!(panel < self.panels);
-        &self.values[(panel * self.blocks + block) * LHS_PANEL..][..LHS_PANEL]
-    }
-}
-
 /// The result, which several threads fill tile by tile.
 struct Out {
     values: *mut f32,
+    rows: usize,
     cols: usize,
 }
 
@@ -179,40 +122,47 @@ unsafe impl Sync for Out {}
 
 #[allow(unsafe_code)]
 impl Out {
-    /// Fills the tiles of row panels `row_panels` and column panels `col_panels`.
+    /// Fills the tiles of some row panels and column panels. `packed` holds the latter, `panels` is room for some of the
+    /// former.
     ///
     /// # Safety
     /// The panels lie inside the result, and no other thread touches their tiles.
     unsafe fn fill(
         &self,
         isa: Isa,
-        lhs: &PackedLhs,
+        lhs: &impl Fn(usize, Range<usize>, &mut [f32]),
         [row_panels, col_panels]: [Range<usize>; 2],
-        packed: &[&[f32]],
+        packed: &[(Range<usize>, Vec<&[f32]>)],
+        panels: &mut [f32],
         epilogue: &impl Fn(usize, usize, &mut [f32]),
     ) {
-        for rows in row_panels.clone().step_by(ROW_BLOCK) {
-            for (block, packed) in packed.chunks_exact(col_panels.len()).enumerate() {
-                let k = lhs.block(block);
-                let last = block + 1 == lhs.blocks;
-                for row_panel in rows..(rows + ROW_BLOCK).min(row_panels.end) {
-                    for (panel, rhs) in col_panels.clone().zip(packed) {
-                        let (row, col) = (row_panel * MAX_ROWS, panel * COLS);
+        for first in row_panels.clone().step_by(ROW_BLOCK) {
+            let row_panels = first..(first + ROW_BLOCK).min(row_panels.end);
+            for (block, (k, columns)) in packed.iter().enumerate() {
+                let rows = |panel: usize| panel * MAX_ROWS..((panel + 1) * MAX_ROWS).min(self.rows);
+                for (panel, packed) in row_panels.clone().zip(panels.chunks_exact_mut(LHS_PANEL)) {
+                    for (row, packed) in rows(panel).zip(packed.chunks_exact_mut(Lhs::PANEL_STRIDE)) {
+                        lhs(row, k.clone(), &mut packed[..k.len()]);
+                    }
+                }
+                for (row_panel, lhs) in row_panels.clone().zip(panels.chunks_exact(LHS_PANEL)) {
+                    for (panel, rhs) in col_panels.clone().zip(columns) {
+                        let (rows, col) = (rows(row_panel), panel * COLS);
                         let t = Tile {
-                            lhs: lhs.panel(row_panel, block),
+                            lhs,
                             layout: Lhs::Panel,
                             rhs,
                             rhs_stride: COLS,
-                            rows: MAX_ROWS.min(lhs.rows - row),
+                            rows: rows.len(),
                             depth: k.len(),
                             vectors: (self.cols - col).div_ceil(16).min(2),
                             add: block > 0,
                         };
                         // SAFETY: the caller's promise.
                         unsafe {
-                            self.tile(isa, t, row, col);
-                            if last {
-                                self.rows(row, t.rows, col, epilogue);
+                            self.tile(isa, t, rows.start, col);
+                            if block + 1 == packed.len() {
+                                self.finish(rows, col, epilogue);
                             }
                         }
                     }
@@ -249,9 +199,9 @@ impl Out {
     ///
     /// # Safety
     /// As for [`Out::tile`].
-    unsafe fn rows(&self, row: usize, rows: usize, col: usize, epilogue: &impl Fn(usize, usize, &mut [f32])) {
+    unsafe fn finish(&self, rows: Range<usize>, col: usize, epilogue: &impl Fn(usize, usize, &mut [f32])) {
         let width = COLS.min(self.cols - col);
-        for row in row..row + rows {
+        for row in rows {
             // SAFETY: by the caller's promise these elements exist and are this thread's.
             let values =
                 unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.cols + col), width) };
