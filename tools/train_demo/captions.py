@@ -16,11 +16,11 @@ def compose(scene, detail, pose=True, background=True, prefix=""):
     """`detail`: the attributes to name, any of "body", "pattern", "eyes", "collar"."""
     body = scene["body"] + " " if "body" in detail else ""
     extras = []
-    if "pattern" in detail and scene["pattern"]:
-        color, kind = scene["pattern"]
+    if "pattern" in detail:
+        color, kind = scene["pattern"] or ("no", "markings")
         extras.append(f"{article(color)} {color} patch" if kind == "patch" else f"{color} {kind}")
-    if "collar" in detail and scene["collar"]:
-        extras.append(f"a {scene['collar']} collar")
+    if "collar" in detail:
+        extras.append(f"a {scene['collar']} collar" if scene["collar"] else "no collar")
     if "eyes" in detail:
         extras.append(f"{scene['eyes']} eyes")
     subject = body + scene["species"]
@@ -40,12 +40,14 @@ def sample(scene, rng):
     if u < 0.10:
         return ""
     v = rng.random()
-    if v < 0.38:
+    if v < 0.20:
         detail = []
-    elif v < 0.60:
+    elif v < 0.30:
         detail = ["body"]
-    else:
+    elif v < 0.50:
         detail = ["body"] + [a for a in ("pattern", "eyes", "collar") if rng.random() < 0.6]
+    else:
+        detail = ["body", "pattern", "eyes", "collar"]
     prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
     return compose(scene, detail, rng.random() < 0.95, rng.random() < 0.95, prefix)
 

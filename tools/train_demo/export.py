@@ -55,7 +55,7 @@ class Pipeline:
             positive = torch.cat([positive[:, : -tails.shape[1]], tails], 1)
         context = torch.cat([self.embed([""] * len(prompts)), positive])
         side = self.unet.config.sample_size
-        x = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        x = torch.randn(len(prompts), self.unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(seed)).to(self.device)
         self.scheduler.set_timesteps(steps)
         for t in self.scheduler.timesteps:
             u, c = self.unet(torch.cat([x, x]), t, context).sample.chunk(2)

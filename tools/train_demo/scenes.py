@@ -1,5 +1,7 @@
-"""The scenes that `cargo xtask scenes` draws, read back."""
+"""The scenes that `cargo xtask scenes` draws, read back. XTASK names the built program where there is no cargo."""
 import json
+import os
+import shlex
 import subprocess
 
 import numpy as np
@@ -14,10 +16,11 @@ class Scenes:
 
     def __init__(self, folder, count, seed):
         if not (folder / "done").exists():
-            command = ["cargo", "xtask", "scenes", "--out", folder, "--count", count, "--size", SIZE, "--seed", seed]
+            command = [*shlex.split(os.environ.get("XTASK", "cargo xtask")), "scenes", "--out", folder, "--count", count, "--size", SIZE, "--seed", seed]
             subprocess.run([str(c) for c in command], check=True)
             (folder / "done").touch()
         self.images = np.memmap(folder / "images.u8", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
+        self.silhouettes = np.memmap(folder / "silhouettes.u8", np.uint8, "r").reshape(-1, SIZE, SIZE)
         self.scenes = [json.loads(line) for line in open(folder / "scenes.jsonl")]
 
     def pixels(self, indices):

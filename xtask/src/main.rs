@@ -1,5 +1,6 @@
 //! What a contributor does twice. `cargo xtask --help` lists it.
 
+mod eval;
 mod scenes;
 
 use std::path::PathBuf;
@@ -16,9 +17,11 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure the method on held-out subjects, against ground truth
+    Eval(eval::Eval),
     /// Draw scenes for the demo model's training
     Scenes {
-        /// Folder for images.u8 and scenes.jsonl
+        /// Folder for images.u8, silhouettes.u8 and scenes.jsonl
         #[arg(long, required_unless_present = "sheet")]
         out: Option<PathBuf>,
         /// How many scenes
@@ -30,7 +33,7 @@ enum Task {
         /// Scene i has the seed SEED + i
         #[arg(long, default_value_t = 0)]
         seed: u64,
-        /// Draw each subject in every pose on every background, and silhouettes.u8
+        /// Draw each subject in every pose on every background
         #[arg(long)]
         every_view: bool,
         /// Also draw the first 60 as one PNG
@@ -41,6 +44,7 @@ enum Task {
 
 fn main() -> Result<()> {
     match Args::parse().task {
+        Task::Eval(args) => eval::run(&args),
         Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {
                 scenes::dataset::write_sheet(&path, 10, 6, size, seed)?;

@@ -157,15 +157,17 @@ pub(super) fn draw(canvas: &mut Canvas, identity: &Identity, pose: Pose) {
         identity.belly,
         &[&body],
     );
+    if bird {
+        // Under the pattern, which would else be hidden.
+        let (wx, wy) = frame.torso.at(-0.18, -0.12);
+        canvas
+            .fill(&Shape::ellipse(wx, wy, 0.17, 0.085, frame.torso.turn - 12.0), shade(identity.body, 0.78));
+    }
     pattern(canvas, identity, &frame, &body);
     if !bird {
         for i in near {
             leg(canvas, frame.legs[i], leg_width, identity.body, identity.belly);
         }
-    } else {
-        let (wx, wy) = frame.torso.at(-0.18, -0.12);
-        canvas
-            .fill(&Shape::ellipse(wx, wy, 0.17, 0.085, frame.torso.turn - 12.0), shade(identity.body, 0.78));
     }
     if let Some((color, _)) = identity.collar {
         // Across the neck, two thirds of the way to the head.
@@ -177,7 +179,7 @@ pub(super) fn draw(canvas: &mut Canvas, identity: &Identity, pose: Pose) {
             (cx - nx, cy - ny),
             (cx + dx * 0.06, cy + dy * 0.06 + 0.02),
             (cx + nx, cy + ny),
-            0.062,
+            0.074,
         );
         canvas.fill(&band, color);
     }
@@ -239,14 +241,14 @@ fn pattern(canvas: &mut Canvas, identity: &Identity, frame: &Frame, body: &Shape
             for (along, across) in
                 [(-0.68, -0.15), (-0.30, -0.55), (-0.22, 0.25), (0.12, -0.25), (0.50, 0.15), (0.48, -0.62)]
             {
-                canvas.fill_inside(&t.ellipse_at(along, across, 0.045, 0.045), color, &[body]);
+                canvas.fill_inside(&t.ellipse_at(along, across, 0.054, 0.054), color, &[body]);
             }
         }
         Pattern::Stripes => {
             for along in [-0.66, -0.30, 0.06, 0.42] {
                 let (a, b) = (t.at(along, -1.2), t.at(along - 0.08, 0.42));
                 let middle = ((a.0 + b.0) / 2.0, (a.1 + b.1) / 2.0);
-                canvas.fill_inside(&Shape::limb(a, middle, b, 0.048), color, &[body]);
+                canvas.fill_inside(&Shape::limb(a, middle, b, 0.054), color, &[body]);
             }
         }
         Pattern::Patch => {

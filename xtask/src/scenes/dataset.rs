@@ -5,42 +5,56 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Background, Identity, Pose, Random, render};
+use super::{Background, Identity, Picture, Pose, Random, render};
 
-/// Writes `count` scenes of `size` pixels: `images.u8` (`count × size × size × 3` bytes) and `scenes.jsonl` (a line a
-/// scene). Scene `i` has the seed `seed + i`.
+/// Scenes drawn at once, over all cores.
+const BATCH: u64 = 1024;
+
+/// Writes `count` scenes of `size` pixels: `images.u8` (`count × size × size × 3` bytes), `silhouettes.u8`
+/// (`count × size × size`) and `scenes.jsonl` (a line a scene). Scene `i` has the seed `seed + i`.
 pub fn write(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
     let mut files = Files::create(dir)?;
-    for i in 0..count {
-        files.push(&Scene::random(seed + i), size)?;
+    let mut first = 0;
+    while first < count {
+        let part = first..count.min(first + BATCH);
+        first = part.end;
+        let drawn: Vec<_> = part
+            .into_par_iter()
+            .map(|i| {
+                let scene = Scene::random(seed + i);
+                scene.render(size).map(|picture| (scene, picture))
+            })
+            .collect::<Result<_>>()?;
+        for (scene, picture) in &drawn {
+            files.push(scene, picture)?;
+        }
     }
     files.finish()
 }
 
-/// Writes `count` subjects in every pose on every background: `images.u8` and `scenes.jsonl` as [`write()`] does, and
-/// `silhouettes.u8` (`count × 24 × size × size` bytes). Subject `i` is the one of scene `seed + i`; its pictures follow
-/// each other, backgrounds fastest.
+/// Writes `count` subjects in every pose on every background, in the files of [`write()`]. Subject `i` is the one of scene
+/// `seed + i`; its 24 pictures follow each other, backgrounds fastest.
 pub fn write_every_view(dir: &Path, count: u64, size: u32, seed: u64) -> Result<()> {
     let mut files = Files::create(dir)?;
-    let path = dir.join("silhouettes.u8");
-    let mut silhouettes = File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?;
     for i in 0..count {
         let mut scene = Scene::random(seed + i);
         for pose in Pose::ALL {
             for background in Background::ALL {
                 (scene.pose, scene.background) = (pose, background);
-                silhouettes.write_all(&files.push(&scene, size)?)?;
+                files.push(&scene, &scene.render(size)?)?;
             }
         }
     }
     files.finish()
 }
 
-/// The two files of a set of scenes, being written.
+/// The three files of a set of scenes, being written.
 struct Files {
     images: BufWriter<File>,
+    silhouettes: BufWriter<File>,
     scenes: BufWriter<File>,
 }
 
@@ -53,19 +67,23 @@ impl Files {
                 File::create(&path).with_context(|| format!("{}: cannot write", path.display()))?,
             ))
         };
-        Ok(Self { images: create("images.u8")?, scenes: create("scenes.jsonl")? })
+        Ok(Self {
+            images: create("images.u8")?,
+            silhouettes: create("silhouettes.u8")?,
+            scenes: create("scenes.jsonl")?,
+        })
     }
 
-    /// Draws and writes one scene; returns its silhouette.
-    fn push(&mut self, scene: &Scene, size: u32) -> Result<Vec<u8>> {
-        let picture = scene.render(size)?;
+    /// Writes one scene.
+    fn push(&mut self, scene: &Scene, picture: &Picture) -> Result<()> {
         self.images.write_all(&picture.rgb)?;
-        writeln!(self.scenes, "{}", scene.describe())?;
-        Ok(picture.silhouette)
+        self.silhouettes.write_all(&picture.silhouette)?;
+        Ok(writeln!(self.scenes, "{}", scene.describe())?)
     }
 
     fn finish(mut self) -> Result<()> {
         self.images.flush()?;
+        self.silhouettes.flush()?;
         Ok(self.scenes.flush()?)
     }
 }
@@ -102,7 +120,7 @@ impl Scene {
     }
 
     /// Draws it.
-    pub fn render(&self, size: u32) -> Result<super::Picture> {
+    pub fn render(&self, size: u32) -> Result<Picture> {
         render(&self.identity, self.pose, self.background, size)
             .with_context(|| format!("--size {size}: from 1 to 2048"))
     }

@@ -123,12 +123,15 @@ impl Identity {
             }
         };
         let (eye_name, eye) = random.pick(&EYES);
-        let collar = (random.between(0.0, 1.0) < 0.5)
-            .then(|| {
+        // Likewise the collar, which seven in ten wear: each of its colours about as often as none.
+        let collar = (random.between(0.0, 1.0) < 0.7).then(|| {
+            loop {
                 let (name, color) = random.pick(&COLLARS);
-                (distance(color, body) > 0.35).then_some((color, name))
-            })
-            .flatten();
+                if distance(color, body) > 0.35 {
+                    break (color, name);
+                }
+            }
+        });
         Self {
             species,
             body,

@@ -1,0 +1,69 @@
+"""What the stages of training share."""
+import os
+import time
+
+import torch
+
+
+def learning_rate(base, samples, total, step, warmup=200, decay=0.15):
+    """Warm-up over `warmup` steps, then constant, then a straight line down over the last `decay` of `total` samples."""
+    return base * min(1, step / warmup) * min(1, max(0.02, (total - samples) / (decay * total)))
+
+
+def set_rate(opt, rate):
+    for group in opt.param_groups:
+        group["lr"] = rate
+
+
+def save(state, path):
+    """Atomically: a run that is cut off leaves the file before or the file after."""
+    beside = path.with_suffix(".tmp")
+    torch.save(state, beside)
+    os.replace(beside, path)
+
+
+class Every:
+    """Says when so many seconds have passed."""
+
+    def __init__(self, seconds):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self):
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+@torch.no_grad()
+def warm_start(net, old):
+    """Copies `old`'s tensors into `net` where names and shapes agree; returns how many numbers those are."""
+    taken = 0
+    for name, tensor in net.state_dict().items():
+        if name in old and old[name].shape == tensor.shape:
+            tensor.copy_(old[name])
+            taken += tensor.numel()
+    return taken
+
+
+class Threads:
+    """Uses one thread or all of `limit`, whichever is faster now: on cores that others use too, one straggler holds up the
+    rest. Every 60 steps tries each for three."""
+
+    def __init__(self, limit):
+        self.choices, self.step, self.times, self.last = sorted({1, limit}), 0, {}, None
+
+    def tick(self):
+        """To be called before each step."""
+        now, tried = time.monotonic(), torch.get_num_threads()
+        if self.last is not None and self.step < 3 * len(self.choices):
+            self.times.setdefault(tried, []).append(now - self.last)
+        self.step += 1
+        if self.step < 3 * len(self.choices):
+            torch.set_num_threads(self.choices[self.step // 3])
+        elif self.step == 3 * len(self.choices):
+            torch.set_num_threads(min(self.choices, key=lambda n: sum(sorted(self.times[n])[:2])))
+        elif self.step == 60:
+            self.step, self.times = 0, {}
+            torch.set_num_threads(self.choices[0])
+        self.last = time.monotonic()

@@ -1,0 +1,124 @@
+"""The UNet and the text encoder, trained together on the latents."""
+import json
+import random
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import autoencoder
+import captions
+from common import Every, Threads, learning_rate, save, set_rate, warm_start
+from export import export, save_sheet
+from scenes import SIZE
+
+# How much more a latent wholly on the subject counts than one beside it: patterns and collars are small, and what the
+# background's details will be cannot be learnt.
+SUBJECT_WEIGHT = 3.0
+
+
+def new_unet(channels):
+    return UNet2DConditionModel(sample_size=SIZE // 4, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(64, 128, 160),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=32)
+
+
+def new_text_encoder(tokenizer):
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, projection_dim=128))
+
+
+def initialize(a, nets, tokenizer):
+    """From a finished model where shapes agree; the words' embeddings by word, as the vocabulary may have grown."""
+    old = torch.nn.ModuleDict({"unet": UNet2DConditionModel.from_pretrained(a.init / "unet"), "text_encoder": CLIPTextModel.from_pretrained(a.init / "text_encoder")}).float().state_dict()
+    key = next(k for k in old if k.endswith("token_embedding.weight"))
+    rows = json.loads((a.init / "tokenizer" / "vocab.json").read_text())
+    embedding = nets.state_dict()[key].clone()
+    for token, row in tokenizer.get_vocab().items():
+        if token in rows:
+            embedding[row] = old[key][rows[token]]
+    return warm_start(nets, {**old, key: embedding})
+
+
+def weight_maps(data, side):
+    """The weight of each latent [N, 1, side, side], of mean 1 over the set."""
+    factor = SIZE // side
+    cover = np.concatenate([data.silhouettes[i : i + 1000].reshape(-1, side, factor, side, factor).mean((2, 4)) for i in range(0, len(data.scenes), 1000)])
+    weight = 1 + (SUBJECT_WEIGHT - 1) * torch.from_numpy(cover).float() / 255
+    return (weight / weight.mean()).half().unsqueeze(1)
+
+
+def train(a, vae, tokenizer, data, log):
+    latents = autoencoder.encode_all(a, vae, data)
+    weight_map = weight_maps(data, latents.shape[-1])
+    if a.device == "cuda":
+        latents, weight_map = latents.cuda(), weight_map.cuda()
+    unet, text = new_unet(a.latent_channels).to(a.device, memory_format=torch.channels_last), new_text_encoder(tokenizer).to(a.device)
+    nets = torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
+    path, step, samples = a.out / "unet.pt", 0, 0
+    opt = torch.optim.AdamW(nets.parameters(), lr=a.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    if path.exists():
+        state = torch.load(path, map_location=a.device)
+        nets.load_state_dict(state["nets"]); opt.load_state_dict(state["opt"])
+        step, samples = state["step"], state["samples"]
+    elif a.init:
+        log(stage="unet", init=str(a.init), parameters=initialize(a, nets, tokenizer), of=sum(p.numel() for p in nets.parameters()))
+    live = [v for v in nets.state_dict().values() if v.is_floating_point()]
+    names = [k for k, v in nets.state_dict().items() if v.is_floating_point()]
+    ema = [v.clone() for v in live]
+    if path.exists():
+        torch._foreach_copy_(ema, [state["ema"][k] for k in names])
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = torch.cumprod(1 - betas, 0).to(a.device)
+    weights = (5 / (abar / (1 - abar))).clamp(max=1)  # min-SNR-5 (arXiv 2303.09556) for epsilon prediction
+    rng, mean_loss, threads = random.Random(step), None, Threads(a.threads)
+    checkpoints, previews = Every(120), Every(1200)
+    torch.manual_seed(step); np.random.seed(step)
+
+    def keep():
+        save({"nets": nets.state_dict(), "ema": dict(zip(names, ema)), "opt": opt.state_dict(), "step": step, "samples": samples}, path)
+
+    def averaged(do):
+        """Runs `do` with the averaged weights in place."""
+        kept = [v.clone() for v in live]
+        torch._foreach_copy_(live, ema)
+        do()
+        torch._foreach_copy_(live, kept)
+
+    def preview():
+        export(a.out / "model", vae, unet, text)
+        save_sheet(a.out / f"sheet_{samples:07}.png", a.out / "model", [captions.full(s) for s in data.scenes[:12]], device=a.device)
+
+    while samples < a.unet_samples:
+        threads.tick()
+        step, samples = step + 1, samples + a.batch
+        set_rate(opt, learning_rate(a.lr, samples, a.unet_samples, step))
+        # Each scene and its caption at two timesteps: half the text encoder's work. Timesteps are stratified over the batch.
+        index = np.random.randint(0, len(data.scenes), a.batch // 2)
+        ids = tokenizer([captions.sample(data.scenes[i], rng) for i in index], padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+        where = torch.from_numpy(index).to(latents.device)
+        x0 = latents[where].float().to(a.device).repeat(2, 1, 1, 1)
+        t = ((torch.randperm(a.batch) + torch.rand(a.batch)) * 1000 / a.batch).long().clamp(max=999).to(a.device)
+        noise = torch.randn_like(x0)
+        s = abar[t].view(-1, 1, 1, 1)
+        noisy = (s.sqrt() * x0 + (1 - s).sqrt() * noise).to(memory_format=torch.channels_last)
+        with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
+            y = unet(noisy, t, text(ids.to(a.device))[0].repeat(2, 1, 1)).sample
+        error = (y.float() - noise).square() * weight_map[where].float().to(a.device).repeat(2, 1, 1, 1)
+        loss = (weights[t] * error.mean((1, 2, 3))).mean()
+        opt.zero_grad(); loss.backward()
+        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
+        opt.step()
+        torch._foreach_lerp_(ema, live, 1 - min(0.999, step / (step + 20)))
+        if step % 20 == 0:
+            mean_loss = loss.item() if mean_loss is None else 0.8 * mean_loss + 0.2 * loss.item()
+            log(stage="unet", samples=samples, loss=round(mean_loss, 4))
+        if checkpoints.due():
+            keep()
+        if previews.due():
+            averaged(preview)
+    keep()
+    torch._foreach_copy_(live, ema)
+    return unet, text
