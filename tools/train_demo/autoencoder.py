@@ -19,6 +19,8 @@ def pictures(a, data, batch):
 
 
 def train(a, data, log):
+    if a.init and a.vae_samples == 0:
+        return AutoencoderKL.from_pretrained(a.init / "vae", torch_dtype=torch.float32).to(a.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     vae, path = new(a.latent_channels).to(a.device, memory_format=torch.channels_last), a.out / "vae.pt"
     opt = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
     step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
@@ -73,7 +75,7 @@ def equalize(a, vae, data):
 
 @torch.no_grad()
 def encode_all(a, vae, data):
-    """The mean of every scene's latents [N, C, 16, 16], once."""
+    """The mean of every scene's latents [N, C, 16, 16], not scaled, once."""
     path = a.out / "latents.pt"
     if not path.exists():
         parts = [vae.encode(data.pixels(np.arange(i, min(i + 100, len(data.scenes)))).to(a.device, memory_format=torch.channels_last)).latent_dist.mean.half().cpu() for i in range(0, len(data.scenes), 100)]
@@ -99,8 +101,9 @@ def train_decoder(a, vae, data, log):
         set_rate(opt, learning_rate(5e-4, step * a.vae_batch, a.decoder_samples, step))
         index, x = pictures(a, data, a.vae_batch)
         z = latents[index].float().to(a.device)
+        noise = 0.03 / vae.config.scaling_factor * torch.randn_like(z)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
-            y = vae.decode(z + 0.03 * torch.randn_like(z)).sample.float()
+            y = vae.decode(z + noise).sample.float()
         mse = F.mse_loss(y, x)
         opt.zero_grad(); mse.backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)

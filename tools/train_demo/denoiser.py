@@ -51,7 +51,7 @@ def weight_maps(data, side):
 
 
 def train(a, vae, tokenizer, data, log):
-    latents = autoencoder.encode_all(a, vae, data)
+    latents = autoencoder.encode_all(a, vae, data) * vae.config.scaling_factor
     weight_map = weight_maps(data, latents.shape[-1])
     if a.device == "cuda":
         latents, weight_map = latents.cuda(), weight_map.cuda()
@@ -72,7 +72,10 @@ def train(a, vae, tokenizer, data, log):
         torch._foreach_copy_(ema, [state["ema"][k] for k in names])
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     abar = torch.cumprod(1 - betas, 0).to(a.device)
-    weights = (5 / (abar / (1 - abar))).clamp(max=1)  # min-SNR-5 (arXiv 2303.09556) for epsilon prediction
+    # Timesteps are drawn in proportion to min-SNR-5's weights for epsilon prediction (arXiv 2303.09556), rather than the losses
+    # weighted: no sample is spent on what counts little.
+    chance = (5 * (1 - abar) / abar).clamp(max=1).cumsum(0)
+    chance = chance / chance[-1]
     rng, mean_loss, threads = random.Random(step), None, Threads(a.threads)
     checkpoints, previews = Every(120), Every(1200)
     torch.manual_seed(step); np.random.seed(step)
@@ -100,14 +103,14 @@ def train(a, vae, tokenizer, data, log):
         ids = tokenizer([captions.sample(data.scenes[i], rng) for i in index], padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
         where = torch.from_numpy(index).to(latents.device)
         x0 = latents[where].float().to(a.device).repeat(2, 1, 1, 1)
-        t = ((torch.randperm(a.batch) + torch.rand(a.batch)) * 1000 / a.batch).long().clamp(max=999).to(a.device)
+        t = torch.searchsorted(chance, (torch.randperm(a.batch) + torch.rand(a.batch)).to(a.device) / a.batch).clamp(max=999)
         noise = torch.randn_like(x0)
         s = abar[t].view(-1, 1, 1, 1)
         noisy = (s.sqrt() * x0 + (1 - s).sqrt() * noise).to(memory_format=torch.channels_last)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
             y = unet(noisy, t, text(ids.to(a.device))[0].repeat(2, 1, 1)).sample
         error = (y.float() - noise).square() * weight_map[where].float().to(a.device).repeat(2, 1, 1, 1)
-        loss = (weights[t] * error.mean((1, 2, 3))).mean()
+        loss = error.mean()
         opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         opt.step()

@@ -25,8 +25,8 @@ from scenes import SIZE, Scenes
 
 # What a device is given unless told otherwise: minutes on a card, hours on two cores.
 SIZES = {
-    "cuda": {"scenes": 120_000, "vae_samples": 1_000_000, "unet_samples": 4_000_000, "decoder_samples": 300_000, "vae_batch": 128, "batch": 512, "lr": 1.5e-3},
-    "cpu": {"scenes": 24_000, "vae_samples": 60_000, "unet_samples": 400_000, "decoder_samples": 20_000, "vae_batch": 8, "batch": 32, "lr": 6e-4},
+    "cuda": {"scenes": 120_000, "vae_samples": 600_000, "unet_samples": 4_000_000, "decoder_samples": 200_000, "vae_batch": 128, "batch": 512, "lr": 1.5e-3},
+    "cpu": {"scenes": 24_000, "vae_samples": 60_000, "unet_samples": 180_000, "decoder_samples": 20_000, "vae_batch": 8, "batch": 32, "lr": 6e-4},
 }
 
 

@@ -129,15 +129,18 @@ impl Experiment<'_> {
             TailUse::Zero => Some((self.zeros(condition.learning.n_hiper)?, 1.0)),
         };
         let tail = tail.as_ref().map(|(tail, scale)| (tail, *scale));
+        let who = &subject.identity;
+        let caption = |target: &Place| captions::short(who, Some(target.pose), Some(target.background));
+        let places: Vec<_> =
+            (0..).zip(&subject.targets).map(|(i, target)| (i, target, caption(target))).collect();
+        let all = || places.iter().flat_map(|place| (0..self.samples).map(move |sample| (place, sample)));
+        let requests: Vec<_> = all().map(|((.., caption), seed)| Request { caption, tail, seed }).collect();
         let mut drawn = vec![];
-        for (index, target) in subject.targets.iter().enumerate() {
-            let caption = captions::short(&subject.identity, Some(target.pose), Some(target.background));
-            let requests: Vec<_> =
-                (0..self.samples).map(|seed| Request { caption: &caption, tail, seed }).collect();
-            for (sample, picture) in (0..).zip(self.lab.draw(&requests, self.guidance_scale)?) {
-                let figures = self.figures(subject, target, &picture)?;
-                drawn.push(Drawn { subject: subject.seed, target: Some((index, sample)), picture, figures });
-            }
+        for (((index, target, _), sample), picture) in
+            all().zip(self.lab.draw(&requests, self.guidance_scale)?)
+        {
+            let figures = self.figures(subject, target, &picture)?;
+            drawn.push(Drawn { subject: subject.seed, target: Some((*index, sample)), picture, figures });
         }
         if let TailUse::Own(_) = condition.tail {
             drawn.push(self.reconstruct(subject, condition, &find(own)?)?);
