@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 
@@ -30,3 +31,18 @@ def write(folder, words):
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}))
     return len(vocab)
+
+
+def encoder(tokenizer, check):
+    """What `tokenizer` makes of known words, in a fraction of its time: texts to ids [N, 77]. Must agree on the texts `check`."""
+    vocab, length = tokenizer.get_vocab(), tokenizer.model_max_length
+
+    def encode(texts):
+        rows = []
+        for text in texts:
+            words = [tokenizer.bos_token_id] + [vocab[word + "</w>"] for word in text.replace(",", " ,").split()]
+            rows.append(words + [tokenizer.eos_token_id] * (length - len(words)))
+        return torch.tensor(rows)
+
+    assert torch.equal(encode(check), tokenizer(check, padding="max_length", truncation=True, return_tensors="pt").input_ids)
+    return encode

@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import autoencoder
 import captions
+import clip_tokenizer
 from common import Every, Threads, learning_rate, save, set_rate, warm_start
 from export import export, save_sheet
 from scenes import SIZE
@@ -79,6 +80,7 @@ def train(a, vae, tokenizer, data, log):
     rng, mean_loss, threads = random.Random(step), None, Threads(a.threads)
     checkpoints, previews = Every(120), Every(1200)
     torch.manual_seed(step); np.random.seed(step)
+    encode = clip_tokenizer.encoder(tokenizer, [captions.sample(scene, rng) for scene in data.scenes[:500]])
 
     def keep():
         save({"nets": nets.state_dict(), "ema": dict(zip(names, ema)), "opt": opt.state_dict(), "step": step, "samples": samples}, path)
@@ -100,7 +102,7 @@ def train(a, vae, tokenizer, data, log):
         set_rate(opt, learning_rate(a.lr, samples, a.unet_samples, step))
         # Each scene and its caption at two timesteps: half the text encoder's work. Timesteps are stratified over the batch.
         index = np.random.randint(0, len(data.scenes), a.batch // 2)
-        ids = tokenizer([captions.sample(data.scenes[i], rng) for i in index], padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+        ids = encode([captions.sample(data.scenes[i], rng) for i in index])
         where = torch.from_numpy(index).to(latents.device)
         x0 = latents[where].float().to(a.device).repeat(2, 1, 1, 1)
         t = torch.searchsorted(chance, (torch.randperm(a.batch) + torch.rand(a.batch)).to(a.device) / a.batch).clamp(max=999)

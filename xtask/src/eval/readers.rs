@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// The bar that issue "the model in the box" sets, on scenes the training never drew.
+    /// On scenes that their training never drew: 99 % of species, pose and background, 97 % of pattern and collar.
     #[test]
     fn held_out_scenes_are_read_right() {
         let readers = Readers::load().unwrap();
