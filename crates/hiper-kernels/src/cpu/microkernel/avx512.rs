@@ -3,9 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd,
-    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps,
+    _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use super::{COLS, Lhs, Tile};
@@ -49,6 +49,12 @@ unsafe fn run<const R: usize, const V: usize, const ROW: usize>(
     c_stride: usize,
 ) {
     let (mut a, mut b) = (t.lhs.as_ptr(), t.rhs.as_ptr());
+    // The result is wanted when the products are done: by then it has come from wherever it lies.
+    for i in 0..R {
+        for v in 0..V {
+            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * c_stride + 16 * v).cast());
+        }
+    }
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     for _ in 0..t.depth {
         let mut rhs = [_mm512_setzero_ps(); V];
