@@ -48,7 +48,7 @@ pub(crate) fn gemm(
     let isa = Isa::current();
     let (blocks, block_depth) = depth_blocks(rhs.depth());
     let grid = Grid::new(rows, rhs.cols());
-    let out = Out { values: out.as_mut_ptr(), rows, cols: rhs.cols() };
+    let product = Product { isa, values: out.as_mut_ptr(), rows, cols: rhs.cols(), lhs, epilogue };
     (0..grid.row_parts * grid.groups).into_par_iter().for_each(|task| {
         let (part, group) = (task / grid.groups, task % grid.groups);
         let panels = grid.panels(group);
@@ -70,7 +70,7 @@ pub(crate) fn gemm(
             // SAFETY: tasks differ in their rows or in their columns, so no two touch the same tile.
             #[allow(unsafe_code)]
             unsafe {
-                out.fill(isa, &lhs, [grid.rows(part), panels], &packed, lhs_panels, &epilogue);
+                product.fill([grid.rows(part), panels], &packed, lhs_panels);
             }
         });
     });
@@ -109,19 +109,23 @@ impl Grid {
     }
 }
 
-/// The result, which several threads fill tile by tile.
-struct Out {
+/// One product: its closures, and the result, which several threads fill tile by tile.
+struct Product<L, E> {
+    isa: Isa,
     values: *mut f32,
     rows: usize,
     cols: usize,
+    lhs: L,
+    epilogue: E,
 }
 
-// SAFETY: the pointer is to a slice that `gemm` borrows mutably for as long as `Out` lives; `fill` says who writes what.
+// SAFETY: the pointer is to a slice that `gemm` borrows mutably for as long as `Product` lives; `fill` says who writes
+// what. The closures are `Sync`.
 #[allow(unsafe_code)]
-unsafe impl Sync for Out {}
+unsafe impl<L: Sync, E: Sync> Sync for Product<L, E> {}
 
 #[allow(unsafe_code)]
-impl Out {
+impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Product<L, E> {
     /// Fills the tiles of some row panels and column panels. `packed` holds the latter, `panels` is room for some of the
     /// former.
     ///
@@ -129,12 +133,9 @@ impl Out {
     /// The panels lie inside the result, and no other thread touches their tiles.
     unsafe fn fill(
         &self,
-        isa: Isa,
-        lhs: &impl Fn(usize, Range<usize>, &mut [f32]),
         [row_panels, col_panels]: [Range<usize>; 2],
         packed: &[(Range<usize>, Vec<&[f32]>)],
         panels: &mut [f32],
-        epilogue: &impl Fn(usize, usize, &mut [f32]),
     ) {
         for first in row_panels.clone().step_by(ROW_BLOCK) {
             let row_panels = first..(first + ROW_BLOCK).min(row_panels.end);
@@ -142,7 +143,7 @@ impl Out {
                 let rows = |panel: usize| panel * MAX_ROWS..((panel + 1) * MAX_ROWS).min(self.rows);
                 for (panel, packed) in row_panels.clone().zip(panels.chunks_exact_mut(LHS_PANEL)) {
                     for (row, packed) in rows(panel).zip(packed.chunks_exact_mut(Lhs::PANEL_STRIDE)) {
-                        lhs(row, k.clone(), &mut packed[..k.len()]);
+                        (self.lhs)(row, k.clone(), &mut packed[..k.len()]);
                     }
                 }
                 for (row_panel, lhs) in row_panels.clone().zip(panels.chunks_exact(LHS_PANEL)) {
@@ -160,9 +161,9 @@ impl Out {
                         };
                         // SAFETY: the caller's promise.
                         unsafe {
-                            self.tile(isa, t, rows.start, col);
+                            self.tile(t, rows.start, col);
                             if block + 1 == packed.len() {
-                                self.finish(rows, col, epilogue);
+                                self.finish(rows, col);
                             }
                         }
                     }
@@ -173,13 +174,13 @@ impl Out {
 
     /// # Safety
     /// The tile at `(row, col)` lies inside the result, and no other thread touches it.
-    unsafe fn tile(&self, isa: Isa, t: Tile<'_>, row: usize, col: usize) {
+    unsafe fn tile(&self, t: Tile<'_>, row: usize, col: usize) {
         let width = COLS.min(self.cols - col);
         // SAFETY: by the caller's promise these elements exist and are this thread's.
         unsafe {
             let c = self.values.add(row * self.cols + col);
             if width == 16 * t.vectors {
-                return tile_at(isa, t, c, self.cols);
+                return tile_at(self.isa, t, c, self.cols);
             }
             // The last columns: a whole tile beside, of which what exists is copied.
             let mut whole = [0f32; MAX_ROWS * COLS];
@@ -188,7 +189,7 @@ impl Out {
                     whole[..width].copy_from_slice(std::slice::from_raw_parts(c.add(i * self.cols), width));
                 }
             }
-            tile(isa, t, &mut whole, COLS);
+            tile(self.isa, t, &mut whole, COLS);
             for (i, whole) in whole.chunks_exact(COLS).enumerate().take(t.rows) {
                 std::slice::from_raw_parts_mut(c.add(i * self.cols), width).copy_from_slice(&whole[..width]);
             }
@@ -198,14 +199,14 @@ impl Out {
     /// Calls the epilogue on a tile's rows.
     ///
     /// # Safety
-    /// As for [`Out::tile`].
-    unsafe fn finish(&self, rows: Range<usize>, col: usize, epilogue: &impl Fn(usize, usize, &mut [f32])) {
+    /// As for [`Product::tile`].
+    unsafe fn finish(&self, rows: Range<usize>, col: usize) {
         let width = COLS.min(self.cols - col);
         for row in rows {
             // SAFETY: by the caller's promise these elements exist and are this thread's.
             let values =
                 unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.cols + col), width) };
-            epilogue(row, col, values);
+            (self.epilogue)(row, col, values);
         }
     }
 }
