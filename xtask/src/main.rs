@@ -1,5 +1,6 @@
 //! What a contributor does twice. `cargo xtask --help` lists it.
 
+mod bench;
 mod eval;
 mod scenes;
 
@@ -17,6 +18,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure operators and whole steps; beside PyTorch and OpenVINO where $PEER_PYTHON has them
+    Bench(bench::Args),
     /// Measure the method on held-out subjects, against ground truth
     Eval(eval::Eval),
     /// Draw scenes for the demo model's training
@@ -44,6 +47,7 @@ enum Task {
 
 fn main() -> Result<()> {
     match Args::parse().task {
+        Task::Bench(args) => bench::run(&args),
         Task::Eval(args) => eval::run(&args),
         Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {

@@ -1,0 +1,243 @@
+"""One measurement of a peer, in a process of its own: PyTorch with diffusers, or OpenVINO, on the CPU in f32.
+
+    $PEER_PYTHON tools/bench/peers.py PART --model DIR [--size 512] [--steps 3] [--threads 2] [--ir FILE]
+
+PART: personalize (a HiPer step: draws, forward, backward to the tail, Adam), sample (a guided sampling step, batch 2), unet
+(one forward pass), encode, decode (the VAE), openvino-export (writes --ir), openvino (one forward pass of --ir), gemm (the best
+rate of a large product), versions. `cargo xtask bench` calls it. Prints one JSON object a line: {"event": "step", "seconds": s}
+for each step.
+"""
+import argparse
+import importlib.metadata
+import json
+import time
+
+N_HIPER, LEARNING_RATE, GUIDANCE_SCALE, TIMESTEP = 5, 5e-3, 7.5, 500
+SOURCE, TARGET = "a dog standing on the grass", "a dog sitting on the beach"
+
+parser = argparse.ArgumentParser()
+parser.add_argument("part")
+parser.add_argument("--model")
+parser.add_argument("--size", type=int, default=512, help="pixels")
+parser.add_argument("--steps", type=int, default=3)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--ir", help="OpenVINO's file of the UNet")
+args = parser.parse_args()
+
+
+def say(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def measure(step):
+    for _ in range(args.steps):
+        start = time.perf_counter()
+        step()
+        say("step", seconds=time.perf_counter() - start)
+
+
+def versions():
+    found = {}
+    for package in ("torch", "diffusers", "transformers", "openvino"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    say("versions", **found)
+
+
+def component(cls, folder):
+    """A frozen network of the checkpoint, channels last."""
+    import torch
+
+    network = cls.from_pretrained(args.model, subfolder=folder, torch_dtype=torch.float32)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def channels_last(*shape):
+    import torch
+
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def unet():
+    from diffusers import UNet2DConditionModel
+
+    return component(UNet2DConditionModel, "unet")
+
+
+def vae():
+    from diffusers import AutoencoderKL
+
+    return component(AutoencoderKL, "vae")
+
+
+def embed(*sentences):
+    """[len(sentences), 77, D]"""
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder", torch_dtype=torch.float32)
+    ids = tokenizer(list(sentences), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return encoder(ids)[0]
+
+
+def latent_size(autoencoder):
+    return args.size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def personalize():
+    import torch
+    from diffusers import DDPMScheduler
+
+    text, network, autoencoder = embed(SOURCE), unet(), vae()
+    scheduler = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
+    with torch.no_grad():
+        encoded = autoencoder.encode(channels_last(1, 3, args.size, args.size)).latent_dist
+        latents = encoded.sample() * autoencoder.config.scaling_factor
+    head = text[:, :-N_HIPER]
+    tail = text[:, -N_HIPER:].clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([tail], lr=LEARNING_RATE)
+
+    def step():
+        noise = torch.randn_like(latents)
+        timestep = torch.randint(0, 1000, (1,))
+        noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
+        prediction = network(noisy, timestep, torch.cat([head, tail], dim=1)).sample
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(prediction, noise).backward()
+        optimiser.step()
+
+    measure(step)
+
+
+def sample():
+    import torch
+    from diffusers import DDIMScheduler
+
+    text, network, autoencoder = embed("", TARGET), unet(), vae()
+    scheduler = DDIMScheduler.from_pretrained(args.model, subfolder="scheduler")
+    scheduler.set_timesteps(max(args.steps, 2))
+    timesteps = iter(scheduler.timesteps)
+    size = latent_size(autoencoder)
+    latents = channels_last(1, 4, size, size)
+
+    def step():
+        nonlocal latents
+        timestep = next(timesteps)
+        both = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)
+        without, prompted = network(both, timestep, text).sample.chunk(2)
+        guided = without + GUIDANCE_SCALE * (prompted - without)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+
+    with torch.inference_mode():
+        measure(step)
+
+
+def unet_inputs(config):
+    import torch
+
+    size = args.size // 8
+    return channels_last(1, 4, size, size), torch.tensor([TIMESTEP]), torch.randn(1, 77, config.cross_attention_dim)
+
+
+def unet_forward():
+    import torch
+
+    network = unet()
+    inputs = unet_inputs(network.config)
+    with torch.inference_mode():
+        measure(lambda: network(*inputs))
+
+
+def encode():
+    import torch
+
+    autoencoder = vae()
+    picture = channels_last(1, 3, args.size, args.size)
+    with torch.inference_mode():
+        measure(lambda: autoencoder.encode(picture).latent_dist.mean)
+
+
+def decode():
+    import torch
+
+    autoencoder = vae()
+    size = latent_size(autoencoder)
+    latents = channels_last(1, 4, size, size)
+    with torch.inference_mode():
+        measure(lambda: autoencoder.decode(latents).sample)
+
+
+def openvino_export():
+    import openvino
+    import torch
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = unet().to(memory_format=torch.contiguous_format)
+
+        def forward(self, latents, timestep, text):
+            return self.network(latents, timestep, text, return_dict=False)[0]
+
+    plain = Plain()
+    inputs = tuple(x.contiguous() for x in unet_inputs(plain.network.config))
+    with torch.no_grad():
+        model = openvino.convert_model(plain, example_input=inputs, input=[list(x.shape) for x in inputs])
+    openvino.save_model(model, args.ir, compress_to_fp16=False)
+
+
+def openvino_forward():
+    import numpy
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": args.threads, "PERFORMANCE_HINT": "LATENCY"}
+    core = openvino.Core()
+    network = core.compile_model(core.read_model(args.ir), "CPU", settings)
+    request = network.create_infer_request()
+    draw = numpy.random.default_rng(0)
+    inputs = []
+    for port in network.inputs:
+        if port.element_type == openvino.Type.f32:
+            inputs.append(draw.standard_normal(list(port.shape), dtype=numpy.float32))
+        else:
+            inputs.append(numpy.full(list(port.shape), TIMESTEP, dtype=port.element_type.to_dtype()))
+    measure(lambda: request.infer(inputs))
+
+
+def gemm():
+    import torch
+
+    size, best = 2048, 0.0
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    say("ceiling", what=f"PyTorch's product {size}³", flops_a_second=best)
+
+
+PARTS = {
+    "versions": versions,
+    "personalize": personalize,
+    "sample": sample,
+    "unet": unet_forward,
+    "encode": encode,
+    "decode": decode,
+    "openvino-export": openvino_export,
+    "openvino": openvino_forward,
+    "gemm": gemm,
+}
+
+if args.part not in PARTS:
+    parser.error(f"PART is one of {', '.join(PARTS)}")
+if args.part != "versions" and args.part != "openvino":
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+PARTS[args.part]()

@@ -1,0 +1,178 @@
+//! One measured process: what it says of its steps, and what the operating system says of it (Linux only: `/proc`).
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// Between two looks at a process's memory. The kernel keeps the peak, so a look misses only growth in the last moments.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Where a process writes its events, one JSON object a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Events {
+    /// Workers and peers.
+    Stdout,
+    /// `hiper --log-format json`.
+    Stderr,
+}
+
+/// What one process did.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Run {
+    /// Seconds of each step after the first, which warms up; of the only one, if there is one.
+    pub seconds: Vec<f64>,
+    /// Seconds from the command to the begin of the first step.
+    pub start_up: f64,
+    /// Peak resident memory, bytes (`VmHWM`).
+    pub peak_bytes: f64,
+    /// Pages that the system gave between the ends of two steps (minor faults), from the third step on.
+    pub page_faults: Vec<f64>,
+    /// Other events, as they came.
+    pub events: Vec<Value>,
+}
+
+impl Run {
+    /// For the raw samples of a report.
+    pub fn json(&self) -> Value {
+        json!({
+            "seconds": self.seconds, "start_up_seconds": self.start_up, "peak_bytes": self.peak_bytes,
+            "page_faults_a_step": self.page_faults, "events": self.events,
+        })
+    }
+}
+
+/// A step as it was seen.
+struct Step {
+    ended: f64,
+    seconds: f64,
+    faults: Option<u64>,
+}
+
+/// Runs `command` to its end.
+///
+/// # Errors
+/// When it cannot be started or fails; the error carries what it said.
+pub fn watch(mut command: Command, events: Events) -> Result<Run> {
+    let what = format!("{command:?}");
+    let said = tempfile::NamedTempFile::new()?;
+    match events {
+        Events::Stdout => command.stdout(Stdio::piped()).stderr(said.reopen()?),
+        Events::Stderr => command.stdout(said.reopen()?).stderr(Stdio::piped()),
+    };
+    let started = Instant::now();
+    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| what.clone())?;
+    let proc = Path::new("/proc").join(child.id().to_string());
+    let pipe: Box<dyn std::io::Read> = match events {
+        Events::Stdout => Box::new(child.stdout.take().context("no standard output")?),
+        Events::Stderr => Box::new(child.stderr.take().context("no standard error")?),
+    };
+    let (peak, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut steps = Vec::new();
+    let mut others = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
+                peak.fetch_max(peak_resident(&status).unwrap_or(0), Ordering::Relaxed);
+                std::thread::sleep(LOOK);
+            }
+        });
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let now = started.elapsed().as_secs_f64();
+            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+            match step_seconds(&event) {
+                Some(seconds) => {
+                    let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();
+                    steps.push(Step { ended: now, seconds, faults: minor_faults(&stat) });
+                }
+                None => others.push(event),
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    let status = child.wait()?;
+    if !status.success() {
+        let said = std::fs::read_to_string(said.path()).unwrap_or_default();
+        let said: Vec<&str> = said.lines().rev().take(8).collect();
+        let events: Vec<String> = others.iter().rev().take(2).map(Value::to_string).collect();
+        bail!(
+            "{what}: {status}\n{}\n{}",
+            events.join("\n"),
+            said.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
+    }
+    Ok(summarise(&steps, peak.into_inner(), others))
+}
+
+fn summarise(steps: &[Step], peak_bytes: u64, events: Vec<Value>) -> Run {
+    let warm = usize::from(steps.len() > 1);
+    let faults =
+        steps.windows(2).skip(1).filter_map(|w| Some(w[1].faults?.saturating_sub(w[0].faults?) as f64));
+    Run {
+        seconds: steps[warm..].iter().map(|step| step.seconds).collect(),
+        start_up: steps.first().map_or(0.0, |first| first.ended - first.seconds),
+        peak_bytes: peak_bytes as f64,
+        page_faults: faults.collect(),
+        events,
+    }
+}
+
+/// Seconds of a step's event: `hiper`'s `step` and `sample`; workers and peers say `step`.
+fn step_seconds(event: &Value) -> Option<f64> {
+    matches!(event["event"].as_str(), Some("step" | "sample")).then(|| event["seconds"].as_f64())?
+}
+
+/// `VmHWM` of `/proc/PID/status`, in bytes.
+fn peak_resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// `minflt` of `/proc/PID/stat`, the tenth field; the second is a name that may hold anything.
+fn minor_faults(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_files_are_read() {
+        assert_eq!(peak_resident("Name:\thiper\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2048 * 1024));
+        assert_eq!(peak_resident("Name:\tzombie\n"), None);
+        assert_eq!(minor_faults("42 (a) b) S 1 42 42 0 -1 4194560 1234 0 5 0"), Some(1234));
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(minor_faults(&own).unwrap() > 0);
+    }
+
+    #[test]
+    fn the_first_step_warms_up_and_start_up_ends_where_it_begins() {
+        let step = |ended, seconds, faults| Step { ended, seconds, faults: Some(faults) };
+        let steps = [step(5.0, 3.0, 900), step(7.0, 2.0, 990), step(9.0, 2.5, 1000), step(11.0, 2.0, 1003)];
+        let run = summarise(&steps, 7, Vec::new());
+        assert_eq!(run.seconds, [2.0, 2.5, 2.0]);
+        assert_eq!((run.start_up, run.peak_bytes), (2.0, 7.0));
+        assert_eq!(run.page_faults, [10.0, 3.0]);
+        assert_eq!(summarise(&steps[..1], 7, Vec::new()).seconds, [3.0]);
+    }
+
+    #[test]
+    fn events_of_a_process_are_read_and_failures_told() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        let script = r#"echo '{"event":"step","seconds":0.25}'; echo noise; echo '{"event":"x"}'"#;
+        let run = watch(shell(script), Events::Stdout).unwrap();
+        assert_eq!((run.seconds, run.events.len()), (vec![0.25], 1));
+        let error = watch(shell("echo broken >&2; exit 3"), Events::Stdout).unwrap_err().to_string();
+        assert!(error.contains("broken"), "{error}");
+    }
+}

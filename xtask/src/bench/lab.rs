@@ -1,0 +1,169 @@
+//! What the measurements share: programs, checkpoint, photo, a scratch folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use super::Args;
+use super::child::Events;
+use super::contest::Contestant;
+
+const SOURCE: &str = "a dog standing on the grass";
+const TARGET: &str = "a dog sitting on the beach";
+
+/// Everything a contestant's process needs.
+pub struct Lab<'a> {
+    /// What was asked.
+    pub args: &'a Args,
+    /// The Python that has the peers.
+    pub python: Option<PathBuf>,
+    /// The workspace.
+    pub root: PathBuf,
+    model: &'a Path,
+    scratch: TempDir,
+    hiper: PathBuf,
+    own: PathBuf,
+}
+
+impl<'a> Lab<'a> {
+    /// Builds `hiper` in the profile of this program, and prepares the scratch folder.
+    ///
+    /// # Errors
+    /// When the build fails or there is no checkpoint.
+    pub fn new(args: &'a Args, model: &'a Path) -> Result<Self> {
+        let root = workspace();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--release", "--quiet", "-p", "hiper-cli"])
+            .current_dir(&root)
+            .status()?;
+        if !built.success() {
+            bail!("hiper cannot be built");
+        }
+        let own = std::env::current_exe()?;
+        let hiper = own.with_file_name(format!("hiper{}", std::env::consts::EXE_SUFFIX));
+        if !hiper.is_file() {
+            bail!("{} is not there: run a release build of xtask (cargo xtask bench)", hiper.display());
+        }
+        let python = std::env::var_os("PEER_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
+        Ok(Self { args, python, root, model, scratch: TempDir::new()?, hiper, own })
+    }
+
+    /// A file of this run.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Draws the photo at each size.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn draw_photo(&self, size: usize) -> Result<()> {
+        let size = u32::try_from(size).context("--size")?;
+        let wave = |v: u32| (127.5 + 127.5 * (f64::from(v) * 12.0 / f64::from(size)).sin()) as u8;
+        let photo = image::RgbImage::from_fn(size, size, |x, y| image::Rgb([wave(x), wave(y), wave(x + y)]));
+        Ok(photo.save(self.photo(size as usize))?)
+    }
+
+    fn photo(&self, size: usize) -> PathBuf {
+        self.scratch(&format!("photo-{size}.png"))
+    }
+
+    /// `hiper personalize`.
+    pub fn personalize(&'a self, name: &'static str, run: Personalize) -> Contestant<'a> {
+        let command = move || {
+            let model = match (&self.args.lean_model, run.memory) {
+                (Some(lean), "lean") => lean.as_path(),
+                _ => self.model,
+            };
+            let mut command = self.hiper(run.threads);
+            command.arg("personalize").arg("--model").arg(model).args([
+                "--memory",
+                run.memory,
+                "--source-text",
+                SOURCE,
+            ]);
+            command
+                .arg("--input-image")
+                .arg(self.photo(run.size))
+                .arg("--output-dir")
+                .arg(self.scratch("personalize"));
+            command.args(["--checkpoint-every", "0", "--train-steps"]).arg(run.steps.to_string());
+            command.arg("--resolution").arg(run.size.to_string());
+            command
+        };
+        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false }
+    }
+
+    /// `hiper edit` with guidance; the tail is the last [`Lab::personalize`]'s.
+    pub fn edit(&'a self, name: &'static str, steps: usize) -> Contestant<'a> {
+        let command = move || {
+            let size = self.args.size.to_string();
+            let mut command = self.hiper(self.args.threads());
+            command.arg("edit").arg("--model").arg(self.model).args(["--prompt", TARGET, "--memory", "fast"]);
+            command.arg("--embedding").arg(self.scratch("personalize/hiper.safetensors"));
+            command.arg("--output-dir").arg(self.scratch("edit")).args(["--height", &size, "--width", &size]);
+            command.arg("--steps").arg(steps.to_string());
+            command
+        };
+        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false }
+    }
+
+    fn hiper(&self, threads: usize) -> Command {
+        let mut command = Command::new(&self.hiper);
+        command.args(["--log-format", "json", "--threads", &threads.to_string()]);
+        command
+    }
+
+    /// This program's worker.
+    pub fn worker(&'a self, name: &'static str, part: &'static str, steps: usize) -> Contestant<'a> {
+        let command = move || {
+            let mut command = Command::new(&self.own);
+            command.args(["bench", "--worker", part, "--model"]).arg(self.model);
+            command.args(["--size", &self.args.size.to_string(), "--steps", &steps.to_string()]);
+            command.args(["--threads", &self.args.threads().to_string()]);
+            command
+        };
+        Contestant { name, command: Box::new(command), events: Events::Stdout, peer: false }
+    }
+
+    /// A peer's part, if there is a Python for it.
+    pub fn peer(
+        &'a self,
+        name: &'static str,
+        part: &'static str,
+        size: usize,
+        steps: usize,
+    ) -> Option<Contestant<'a>> {
+        let python = self.python.as_ref()?;
+        let command = move || {
+            let mut command = Command::new(python);
+            command.arg(self.root.join("tools/bench/peers.py")).arg(part).arg("--model").arg(self.model);
+            command.arg("--ir").arg(self.scratch("unet.xml"));
+            command.args(["--size", &size.to_string(), "--steps", &steps.to_string()]);
+            command.args(["--threads", &self.args.threads().to_string()]);
+            command
+        };
+        Some(Contestant { name, command: Box::new(command), events: Events::Stdout, peer: true })
+    }
+}
+
+/// The workspace's folder.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// How `hiper personalize` runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Personalize {
+    /// Pixels.
+    pub size: usize,
+    /// `fast` or `lean`.
+    pub memory: &'static str,
+    /// Of the optimiser.
+    pub steps: usize,
+    /// Of the processor.
+    pub threads: usize,
+}

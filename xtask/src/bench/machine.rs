@@ -1,0 +1,86 @@
+//! Where and with what a run is made (Linux: `/proc`).
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+/// Parts of the instruction set that matter here; NEON is called asimd.
+const FEATURES: [&str; 7] = ["avx2", "fma", "avx512", "amx", "f16c", "asimd", "sve"];
+
+/// Model, cores, features and memory.
+pub fn describe() -> Value {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    json!({
+        "cpu": cpu_model(&cpu),
+        "cores": cores(),
+        "features": features(&cpu),
+        "memory_bytes": field(&memory, "MemTotal").and_then(|kb| kb.trim_end_matches("kB").trim().parse::<u64>().ok()).map(|kb| kb * 1024),
+        "kernel": said("uname", &["-sr"]),
+    })
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// `hiper`'s commit, and whether the working tree is as committed.
+pub fn commit(root: &Path) -> Value {
+    let root = root.to_string_lossy();
+    let git = |args: &[&str]| said("git", &[&["-C", &*root][..], args].concat());
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|list| !list.is_empty());
+    json!({ "commit": git(&["rev-parse", "HEAD"]), "changed": changed })
+}
+
+/// What a command prints, if it succeeds.
+pub fn said(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A name for files: `2026-11-23-intel-xeon-2-cores`.
+pub fn file_stem() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let date = said("date", &["-u", "+%F"]).unwrap_or_default();
+    format!("{date}-{}-{}-cores", slug(&cpu_model(&cpu)), cores())
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.split_once(':').filter(|(key, _)| key.trim() == name))
+        .map(|(_, v)| v.trim())
+}
+
+fn cpu_model(cpuinfo: &str) -> String {
+    let name = ["model name", "Model", "CPU part"].iter().find_map(|name| field(cpuinfo, name));
+    name.unwrap_or(std::env::consts::ARCH).to_owned()
+}
+
+fn features(cpuinfo: &str) -> Vec<String> {
+    let flags = field(cpuinfo, "flags").or(field(cpuinfo, "Features")).unwrap_or_default();
+    let known = |flag: &&str| FEATURES.iter().any(|feature| flag.starts_with(feature));
+    flags.split_whitespace().filter(known).map(str::to_owned).collect()
+}
+
+/// Lower-case words joined by hyphens, without marks such as `(R)`.
+fn slug(name: &str) -> String {
+    let name = name.replace("(R)", " ").replace("(TM)", " ").to_lowercase();
+    let words: Vec<&str> =
+        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    words.join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_is_described() {
+        let cpuinfo = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6430\nflags\t\t: fpu fma sse avx512f avx2 sse2\n";
+        assert_eq!(cpu_model(cpuinfo), "Intel(R) Xeon(R) Gold 6430");
+        assert_eq!(features(cpuinfo), ["fma", "avx512f", "avx2"]);
+        assert_eq!(slug(&cpu_model(cpuinfo)), "intel-xeon-gold-6430");
+    }
+}

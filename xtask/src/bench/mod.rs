@@ -1,0 +1,228 @@
+//! `cargo xtask bench`: operators against the machine's ceilings, and whole steps against PyTorch and OpenVINO.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tables are what was asked for")]
+
+mod ceiling;
+mod child;
+mod contest;
+mod end_to_end;
+mod lab;
+mod machine;
+mod operators;
+mod statistics;
+mod table;
+mod worker;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use end_to_end::Figures;
+use lab::Lab;
+
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// Every operator, forward and gradient.
+    Operators,
+    /// A HiPer step at both sizes, fast and lean: time, peak memory, start-up, page faults.
+    Personalize,
+    /// A sampling step with guidance.
+    Sample,
+    /// A forward pass of the UNet.
+    Unet,
+    /// The VAE, decoding and encoding.
+    Vae,
+    /// A HiPer step on one thread and on two.
+    Scaling,
+    /// All steps in one process: whether the last ones take as long as the first.
+    Drift,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint in the diffusers layout; limits are shown where it has Stable Diffusion 1.5's shapes
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The same checkpoint in f16 (tools/bench/to_f16.py), for --memory lean
+    #[arg(long, value_name = "DIR")]
+    lean_model: Option<PathBuf>,
+    /// Steps measured of each kind; every process takes one more to warm up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    steps: usize,
+    /// Turns that ours and the peers take, with a share of the steps each
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    rounds: usize,
+    /// Pixels of what is measured at one size
+    #[arg(long, value_name = "PIXELS", default_value_t = 512, value_parser = at_least_one)]
+    size: usize,
+    /// Pixels of the second size
+    #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = at_least_one)]
+    small_size: usize,
+    /// Threads; by default one a core
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// What to measure [default: everything; drift from --steps 20 on]
+    #[arg(long, value_name = "GROUP", num_args = 1.., value_enum)]
+    only: Vec<Group>,
+    /// The report [default: benches/runs/DATE-MACHINE.json]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Measure one part in this process
+    #[arg(long, hide = true, value_enum)]
+    worker: Option<worker::Part>,
+}
+
+/// Repetitions of an operator.
+const REPETITIONS: usize = 5;
+/// Steps from which drift is worth a look.
+const MANY: usize = 20;
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number, at least 1".into())
+}
+
+impl Args {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(machine::cores)
+    }
+
+    /// What to measure, in order.
+    fn groups(&self) -> Vec<Group> {
+        let wanted = |group: &Group| match (self.only.is_empty(), group) {
+            (false, group) => self.only.contains(group),
+            (true, Group::Drift) => self.steps >= MANY,
+            (true, _) => true,
+        };
+        Group::value_variants().iter().copied().filter(wanted).collect()
+    }
+}
+
+/// Measures, prints tables, and writes the report.
+///
+/// # Errors
+/// When a process of ours fails or the report cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(part) = args.worker {
+        return worker::run(part, args);
+    }
+    let embedded = lab::workspace().join("crates/hiper-cli/assets/demo-model");
+    let model = args.model.as_deref().unwrap_or(&embedded);
+    let (lab, groups) = (Lab::new(args, model)?, args.groups());
+    let operators = if groups.contains(&Group::Operators) { measure_operators(&lab)? } else { Vec::new() };
+    if !operators.is_empty() {
+        println!("{}", operators::table(&operators));
+    }
+    let Figures { rows, samples } = end_to_end::measure(&lab, &groups, is_sd15(args, model))?;
+    if !rows.is_empty() {
+        println!("{}", table::table(&rows));
+    }
+    let rows: Vec<Value> = rows.iter().map(table::Row::json).collect();
+    let report = report(&lab, json!({"table": rows, "operators": operators, "samples": samples}));
+    let path =
+        args.out.clone().unwrap_or_else(|| unused(&lab.root.join("benches/runs"), &machine::file_stem()));
+    std::fs::write(&path, serde_json::to_string(&report)? + "\n")
+        .with_context(|| path.display().to_string())?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
+}
+
+/// Ceilings and operators; with peers, the best product that PyTorch reaches too.
+fn measure_operators(lab: &Lab<'_>) -> Result<Vec<Value>> {
+    let ours = lab.worker("hiper", "operators", REPETITIONS);
+    let mut events = child::watch((ours.command)(), ours.events)?.events;
+    if let Some(peer) = lab.peer("PyTorch", "gemm", lab.args.size, 1) {
+        match child::watch((peer.command)(), peer.events) {
+            Ok(run) => events.extend(run.events),
+            Err(error) => eprintln!("PyTorch is left out: {error:#}"),
+        }
+    }
+    Ok(events)
+}
+
+/// Whether the limits are meant for this run.
+fn is_sd15(args: &Args, model: &Path) -> bool {
+    let text = std::fs::read_to_string(model.join("unet/config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    let shapes =
+        config["block_out_channels"] == json!([320, 640, 1280, 1280]) && config["cross_attention_dim"] == 768;
+    shapes && (args.size, args.small_size) == (512, 256)
+}
+
+/// `results` with machine, versions, commit and command.
+fn report(lab: &Lab<'_>, results: Value) -> Value {
+    let mut versions = Map::new();
+    versions.insert("rustc".into(), json!(machine::said("rustc", &["--version"])));
+    if let Some(peer) = lab.peer("versions", "versions", 0, 0) {
+        let events = child::watch((peer.command)(), peer.events).map(|run| run.events).unwrap_or_default();
+        versions.extend(events.into_iter().filter_map(|event| event.as_object().cloned()).flatten());
+        versions.remove("event");
+    }
+    let mut report = json!({
+        "date": machine::said("date", &["-u", "+%FT%TZ"]), "machine": machine::describe(), "versions": versions,
+        "source": machine::commit(&lab.root), "command": command(std::env::args()), "threads": lab.args.threads(),
+    });
+    if let (Some(report), Value::Object(results)) = (report.as_object_mut(), results) {
+        report.extend(results);
+    }
+    report
+}
+
+/// The command line, with the last part of each path alone.
+fn command(args: impl Iterator<Item = String>) -> String {
+    let last = |arg: String| match Path::new(&arg).file_name() {
+        Some(name) if arg.contains('/') => name.to_string_lossy().into_owned(),
+        _ => arg,
+    };
+    let words: Vec<String> = std::iter::once("cargo xtask".into()).chain(args.skip(1).map(last)).collect();
+    words.join(" ")
+}
+
+/// `stem.json`, or `stem-2.json`, … in `folder`: no run overwrites another.
+fn unused(folder: &Path, stem: &str) -> PathBuf {
+    let name = |n: u32| if n == 1 { format!("{stem}.json") } else { format!("{stem}-{n}.json") };
+    let mut n = 1;
+    while folder.join(name(n)).exists() {
+        n += 1;
+    }
+    folder.join(name(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn groups(line: &[&str]) -> Vec<Group> {
+        Line::parse_from([&["bench"][..], line].concat()).args.groups()
+    }
+
+    #[test]
+    fn drift_is_measured_where_there_are_many_steps() {
+        assert!(!groups(&[]).contains(&Group::Drift) && groups(&[]).contains(&Group::Vae));
+        assert!(groups(&["--steps", "20"]).contains(&Group::Drift));
+        assert_eq!(groups(&["--only", "unet", "drift"]), [Group::Unet, Group::Drift]);
+    }
+
+    #[test]
+    fn commands_do_not_tell_folders() {
+        let args = ["/home/me/target/xtask", "bench", "--model", "/home/me/sd15", "--steps", "5"];
+        assert_eq!(command(args.iter().map(|s| s.to_string())), "cargo xtask bench --model sd15 --steps 5");
+    }
+
+    #[test]
+    fn no_run_overwrites_another() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(unused(dir.path(), "a"), dir.path().join("a.json"));
+        std::fs::write(dir.path().join("a.json"), "").unwrap();
+        assert_eq!(unused(dir.path(), "a"), dir.path().join("a-2.json"));
+    }
+}

@@ -1,0 +1,183 @@
+//! A table for people, of what was measured, what others need, and what was aimed at.
+
+use serde_json::{Value, json};
+
+/// What a number counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Unit {
+    /// Time.
+    Seconds,
+    /// 10⁹ bytes.
+    Gigabytes,
+    /// Pages, or a ratio.
+    Plain,
+}
+
+impl Unit {
+    fn format(self, value: f64) -> String {
+        match self {
+            Self::Seconds if value < 0.1 => format!("{:.2} ms", value * 1e3),
+            Self::Seconds => format!("{value:.2} s"),
+            Self::Gigabytes => format!("{value:.2} GB"),
+            Self::Plain if value >= 100.0 => format!("{value:.0}"),
+            Self::Plain => format!("{value:.2}"),
+        }
+    }
+}
+
+/// What a row's limits are about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limits {
+    /// The ratio, at most `[must, aim]`.
+    RatioAtMost([f64; 2]),
+    /// The ratio, at least `[must, aim]`.
+    RatioAtLeast([f64; 2]),
+    /// Our own figure, at most `[must, aim]`.
+    AtMost([f64; 2]),
+}
+
+/// One line: a figure of ours, perhaps beside a peer's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// What is measured.
+    pub what: String,
+    /// Of both figures.
+    pub unit: Unit,
+    /// Our figure.
+    pub ours: f64,
+    /// Whose, and theirs.
+    pub peer: Option<(String, f64)>,
+    /// Ours to theirs, as the median of rounds where there are several.
+    pub ratio: Option<f64>,
+    /// What was asked for.
+    pub limits: Option<Limits>,
+}
+
+impl Row {
+    /// A figure alone.
+    pub fn new(what: impl Into<String>, unit: Unit, ours: f64) -> Self {
+        Self { what: what.into(), unit, ours, peer: None, ratio: None, limits: None }
+    }
+
+    /// Beside a peer's.
+    pub fn against(self, peer: impl Into<String>, theirs: f64, ratio: Option<f64>) -> Self {
+        Self { peer: Some((peer.into(), theirs)), ratio, ..self }
+    }
+
+    /// With limits, if they apply.
+    pub fn limits(self, limits: Option<Limits>) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// `aim`, `must` or `missed`; nothing where nothing was asked or there is no peer to compare with.
+    pub fn verdict(&self) -> &'static str {
+        let (value, [must, aim]) = match self.limits {
+            None => return "",
+            Some(Limits::AtMost(limits)) => (Some(self.ours), limits),
+            Some(Limits::RatioAtMost(limits)) => (self.ratio, limits),
+            // With signs changed, "at least" is "at most".
+            Some(Limits::RatioAtLeast([must, aim])) => (self.ratio.map(|r| -r), [-must, -aim]),
+        };
+        match value {
+            None => "",
+            Some(value) if value <= aim => "aim",
+            Some(value) if value <= must => "must",
+            Some(_) => "missed",
+        }
+    }
+
+    fn asked(&self) -> [String; 2] {
+        match self.limits {
+            None => Default::default(),
+            Some(Limits::RatioAtMost(limits)) => limits.map(|limit| format!("≤ {limit:.2}")),
+            Some(Limits::RatioAtLeast(limits)) => limits.map(|limit| format!("≥ {limit:.2}×")),
+            Some(Limits::AtMost(limits)) => limits.map(|limit| format!("≤ {}", self.unit.format(limit))),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let [must, aim] = self.asked();
+        let peer = self.peer.as_ref();
+        vec![
+            self.what.clone(),
+            self.unit.format(self.ours),
+            peer.map_or_else(String::new, |(name, theirs)| format!("{} ({name})", self.unit.format(*theirs))),
+            self.ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}")),
+            must,
+            aim,
+            self.verdict().into(),
+        ]
+    }
+
+    /// For the report.
+    pub fn json(&self) -> Value {
+        let [must, aim] = self.asked();
+        let (peer, theirs) = self.peer.clone().unzip();
+        json!({
+            "what": self.what, "unit": format!("{:?}", self.unit).to_lowercase(), "ours": self.ours, "peer": peer,
+            "theirs": theirs, "ratio": self.ratio, "must": must, "aim": aim, "verdict": self.verdict(),
+        })
+    }
+}
+
+/// The rows, under their heading.
+pub fn table(rows: &[Row]) -> String {
+    let heading = ["what", "ours", "peer", "ratio", "must", "aim", "met"].map(String::from).to_vec();
+    aligned(&heading, &rows.iter().map(Row::cells).collect::<Vec<_>>())
+}
+
+/// A Markdown table whose columns are aligned.
+pub fn aligned(heading: &[String], rows: &[Vec<String>]) -> String {
+    let columns = heading.len();
+    let width = |column: usize| {
+        std::iter::once(heading)
+            .chain(rows.iter().map(Vec::as_slice))
+            .map(|row| row[column].chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &[String]| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
+    line(heading) + &line(&rule) + &rows.iter().map(|row| line(row)).collect::<String>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts() {
+        let row = |ratio, limits| {
+            Row::new("x", Unit::Seconds, 3.0).against("p", 4.0, ratio).limits(limits).verdict()
+        };
+        let at_most = Some(Limits::RatioAtMost([0.75, 0.5]));
+        assert_eq!(row(Some(0.5), at_most), "aim");
+        assert_eq!(row(Some(0.75), at_most), "must");
+        assert_eq!(row(Some(0.76), at_most), "missed");
+        assert_eq!(row(None, at_most), "");
+        let at_least = Some(Limits::RatioAtLeast([1.8, 1.95]));
+        assert_eq!([1.95, 1.8, 1.7].map(|r| row(Some(r), at_least)), ["aim", "must", "missed"]);
+        assert_eq!(row(None, Some(Limits::AtMost([6.5, 2.0]))), "must");
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_says_units() {
+        let rows = [
+            Row::new("step", Unit::Seconds, 0.0123)
+                .against("PyTorch", 1.5, Some(0.0082))
+                .limits(Some(Limits::RatioAtMost([0.75, 0.5]))),
+            Row::new("peak", Unit::Gigabytes, 2.25).limits(Some(Limits::AtMost([3.0, 2.0]))),
+        ];
+        let expected = "\
+| what | ours     | peer             | ratio | must      | aim       | met  |
+| ---- | -------- | ---------------- | ----- | --------- | --------- | ---- |
+| step | 12.30 ms | 1.50 s (PyTorch) | 0.008 | ≤ 0.75    | ≤ 0.50    | aim  |
+| peak | 2.25 GB  |                  |       | ≤ 3.00 GB | ≤ 2.00 GB | must |
+";
+        assert_eq!(table(&rows), expected);
+    }
+}
