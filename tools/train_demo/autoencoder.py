@@ -5,8 +5,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from common import Every, Threads, learning_rate, save, set_rate, warm_start
+from common import Every, Threads, learning_rate, save, warm_start
+from muon import Muon
 from scenes import HELD_OUT_SEED, SIZE, Scenes
+
+RATE = 3e-3
+
 
 def new(channels):
     return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=channels, sample_size=SIZE, block_out_channels=(24, 48, 96), layers_per_block=1,
@@ -22,7 +26,7 @@ def train(a, data, log):
     if a.init and a.vae_samples == 0:
         return AutoencoderKL.from_pretrained(a.init / "vae", torch_dtype=torch.float32).to(a.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     vae, path = new(a.latent_channels).to(a.device, memory_format=torch.channels_last), a.out / "vae.pt"
-    opt = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    opt = Muon(vae, RATE)
     step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
     if path.exists():
         state = torch.load(path, map_location=a.device)
@@ -34,7 +38,7 @@ def train(a, data, log):
     while step * a.vae_batch < a.vae_samples:
         threads.tick()
         step += 1
-        set_rate(opt, learning_rate(2e-3 if a.vae_batch > 16 else 1e-3, step * a.vae_batch, a.vae_samples, step))
+        opt.lr = learning_rate(RATE, step * a.vae_batch, a.vae_samples, step, warmup=50, decay=0.4)
         _, x = pictures(a, data, a.vae_batch)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
             posterior = vae.encode(x).latent_dist
@@ -87,7 +91,7 @@ def train_decoder(a, vae, data, log):
     """Sharpens the decoder alone: the latents, and with them the UNet, stay what they are."""
     parts, path = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]), a.out / "decoder.pt"
     vae.requires_grad_(False); parts.requires_grad_(True)
-    opt = torch.optim.AdamW(parts.parameters(), lr=5e-4, weight_decay=0.0, betas=(0.9, 0.99))
+    opt = Muon(parts, RATE / 4)
     step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
     if path.exists():
         state = torch.load(path, map_location=a.device)
@@ -98,7 +102,7 @@ def train_decoder(a, vae, data, log):
     while step * a.vae_batch < a.decoder_samples:
         threads.tick()
         step += 1
-        set_rate(opt, learning_rate(5e-4, step * a.vae_batch, a.decoder_samples, step))
+        opt.lr = learning_rate(RATE / 4, step * a.vae_batch, a.decoder_samples, step, warmup=50, decay=0.8)
         index, x = pictures(a, data, a.vae_batch)
         z = latents[index].float().to(a.device)
         noise = 0.03 / vae.config.scaling_factor * torch.randn_like(z)

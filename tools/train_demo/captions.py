@@ -4,6 +4,9 @@ SPECIES = ["dog", "cat", "rabbit", "bird"]
 POSES = ["standing", "sitting", "jumping", "lying"]
 BACKGROUNDS = ["on a plain background", "on the beach", "in the forest", "in the snow", "in the desert", "in the city at night"]
 
+# What a caption may name beside species, pose and background.
+ATTRIBUTES = ["body", "pattern", "eyes", "collar"]
+
 # Words that a user may try beyond the training captions; each becomes one token.
 OTHER_WORDS = "photo picture drawing my the one with without no and of is at by near under big small happy sleeping running".split()
 
@@ -34,11 +37,8 @@ def compose(scene, detail, pose=True, background=True, prefix=""):
     return prefix + words
 
 
-def sample(scene, rng):
-    """One caption of random detail; 10 % are empty, for guidance."""
-    u = rng.random()
-    if u < 0.10:
-        return ""
+def describe(scene, rng):
+    """A caption of random detail, and what it names."""
     v = rng.random()
     if v < 0.20:
         detail = []
@@ -47,14 +47,21 @@ def sample(scene, rng):
     elif v < 0.50:
         detail = ["body"] + [a for a in ("pattern", "eyes", "collar") if rng.random() < 0.6]
     else:
-        detail = ["body", "pattern", "eyes", "collar"]
+        detail = ATTRIBUTES
+    pose, background = rng.random() < 0.95, rng.random() < 0.95
     prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
-    return compose(scene, detail, rng.random() < 0.95, rng.random() < 0.95, prefix)
+    named = {"species", *detail, *(["pose"] if pose else []), *(["background"] if background else [])}
+    return compose(scene, detail, pose, background, prefix), named
+
+
+def sample(scene, rng):
+    """One caption of random detail; 10 % are empty, for guidance."""
+    return "" if rng.random() < 0.10 else describe(scene, rng)[0]
 
 
 def full(scene):
     """The caption that names everything."""
-    return compose(scene, ["body", "pattern", "eyes", "collar"])
+    return compose(scene, ATTRIBUTES)
 
 
 def short(scene):

@@ -25,8 +25,8 @@ from scenes import SIZE, Scenes
 
 # What a device is given unless told otherwise: minutes on a card, hours on two cores.
 SIZES = {
-    "cuda": {"scenes": 120_000, "vae_samples": 600_000, "unet_samples": 4_000_000, "decoder_samples": 200_000, "vae_batch": 128, "batch": 512, "lr": 1.5e-3},
-    "cpu": {"scenes": 24_000, "vae_samples": 60_000, "unet_samples": 180_000, "decoder_samples": 20_000, "vae_batch": 8, "batch": 32, "lr": 6e-4},
+    "cuda": {"scenes": 120_000, "vae_samples": 600_000, "text_samples": 50_000, "unet_samples": 4_000_000, "decoder_samples": 200_000, "vae_batch": 128, "batch": 256, "lr": 2e-3},
+    "cpu": {"scenes": 30_000, "vae_samples": 22_000, "text_samples": 30_000, "unet_samples": 300_000, "decoder_samples": 6_000, "vae_batch": 16, "batch": 96, "lr": 2e-3},
 }
 
 
@@ -36,7 +36,7 @@ def arguments():
     p.add_argument("--device", choices=SIZES, default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--init", type=Path, help="a finished model: start from its weights where shapes agree")
     p.add_argument("--latent-channels", type=int, default=8)
-    for name in ("scenes", "vae_samples", "unet_samples", "decoder_samples", "vae_batch", "batch"):
+    for name in ("scenes", "vae_samples", "text_samples", "unet_samples", "decoder_samples", "vae_batch", "batch"):
         p.add_argument("--" + name.replace("_", "-"), type=int)
     p.add_argument("--lr", type=float)
     p.add_argument("--f32", action="store_true", help="train in f32 rather than bf16 autocast")

@@ -23,6 +23,9 @@ pub enum Background {
 /// Where the ground meets what is behind it.
 const HORIZON: f32 = 0.6;
 
+/// Each place has this many arrangements of its sun, trees, hills and windows: few enough for a small model to know them.
+const LAYOUTS: u64 = 4;
+
 impl Background {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Plain, Self::Beach, Self::Forest, Self::Snow, Self::Desert, Self::City];
@@ -40,7 +43,7 @@ impl Background {
     }
 
     pub(super) fn draw(self, canvas: &mut Canvas, seed: u64) {
-        let mut random = Random::new(seed);
+        let mut random = Random::new(seed % LAYOUTS);
         match self {
             Self::Plain => canvas.gradient(0.0, 1.0, [0.80, 0.82, 0.84], [0.70, 0.72, 0.75]),
             Self::Beach => {

@@ -1,0 +1,60 @@
+"""The CLIP text encoder, first taught to say what a caption names.
+
+Stable Diffusion's text encoder comes from CLIP, whose embeddings tell what is in a picture before any UNet reads them. Here
+linear questions about the scene take the pictures' part: asked of one position after the caption's end, and only about what the
+caption names. The UNet then finds the whole caption's meaning at every such position, rather than having to learn reading.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import captions
+from common import Threads, learning_rate
+from muon import Muon
+
+WIDTH, BATCH, RATE = 128, 128, 2e-3
+
+
+def new(tokenizer):
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, projection_dim=WIDTH))
+
+
+def answers(scene, named):
+    """What the caption says about the scene, by question."""
+    color, kind = scene["pattern"] or ("no", "markings")
+    said = {"species": scene["species"], "pose": scene["pose"], "background": scene["background"], "body": scene["body"], "kind": kind,
+        "color": color, "eyes": scene["eyes"], "collar": scene["collar"] or "no"}
+    return {question: answer for question, answer in said.items() if {"kind": "pattern", "color": "pattern"}.get(question, question) in named}
+
+
+def train(a, text, encode, data, rng, log):
+    """Teaches `text`, in place."""
+    everything = [answers(s, {"species", "pose", "background", *captions.ATTRIBUTES}) for s in data.scenes[:5000]]
+    choices = {q: sorted({each[q] for each in everything}) for q in everything[0]}
+    questions = nn.ModuleDict({q: nn.Linear(WIDTH, len(c)) for q, c in choices.items()}).to(a.device)
+    opt, total, threads, correct = Muon(nn.ModuleList([text, questions]), RATE), a.text_samples // BATCH, Threads(a.threads), None
+    for step in range(1, total + 1):
+        threads.tick()
+        opt.lr = learning_rate(RATE, step, total, step, warmup=20, decay=0.5)
+        scenes = [data.scenes[i] for i in np.random.randint(0, len(data.scenes), BATCH)]
+        described = [captions.describe(scene, rng) for scene in scenes]
+        ids = encode([caption for caption, _ in described]).to(a.device)
+        end = ids.eq(text.config.eos_token_id).int().argmax(1)
+        where = end + (torch.rand(BATCH, device=a.device) * (ids.shape[1] - end)).long()
+        with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
+            hidden = text(ids)[0].float()[torch.arange(BATCH, device=a.device), where]
+        said = [answers(scene, named) for scene, (_, named) in zip(scenes, described)]
+        loss, right, asked = 0.0, 0, 0
+        for question, choice in choices.items():
+            truth = torch.tensor([choice.index(s[question]) if question in s else -1 for s in said], device=a.device)
+            logits = questions[question](hidden)
+            loss = loss + F.cross_entropy(logits, truth, ignore_index=-1)
+            right, asked = right + (logits.argmax(1) == truth).sum().item(), asked + (truth >= 0).sum().item()
+        opt.zero_grad(); loss.backward(); opt.step()
+        correct = right / asked if correct is None else 0.9 * correct + 0.1 * right / asked
+        if step % 20 == 0:
+            log(stage="text", samples=step * BATCH, loss=round(loss.item(), 4), correct=round(correct, 4))
