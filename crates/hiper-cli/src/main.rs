@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     let console = Console::new(cli.common.log_format, cli.common.quiet);
     let done = interrupt::listen()
         .and_then(|()| args::check(&cli.common))
-        .and_then(|compute| commands::run(&cli.command, &compute, &console));
+        // On one of the pool's own threads, so that no operator has to wake one and be woken by it.
+        .and_then(|compute| rayon::scope(|_| commands::run(&cli.command, &compute, &console)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

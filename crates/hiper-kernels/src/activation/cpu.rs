@@ -1,28 +1,25 @@
 //! One pass over memory each way.
 
-use rayon::prelude::*;
-
 use super::Activation;
+use crate::cpu::fill::fill;
 use crate::cpu::math::{erf, exp, sigmoid};
-use crate::cpu::rows_per_thread;
+use crate::cpu::share;
 use crate::cpu::simd::vectorise;
 
 const QUICK: f32 = 1.702;
 
 pub(super) fn forward(activation: Activation, x: &[f32]) -> Vec<f32> {
-    let mut y = x.to_vec();
-    let share = rows_per_thread(x.len(), 4096);
-    y.par_chunks_mut(share).for_each(|y| activation.apply_in_place(y));
-    y
+    fill([1, x.len()], share(x.len(), 4096), |_, first, y| {
+        y.copy_from_slice(&x[first..][..y.len()]);
+        activation.apply_in_place(y);
+    })
 }
 
 pub(super) fn input_gradient(activation: Activation, x: &[f32], grad_output: &[f32]) -> Vec<f32> {
-    let mut dx = grad_output.to_vec();
-    let share = rows_per_thread(x.len(), 4096);
-    dx.par_chunks_mut(share)
-        .zip(x.par_chunks(share))
-        .for_each(|(g, x)| activation.multiply_by_derivative(g, x));
-    dx
+    fill([1, x.len()], share(x.len(), 4096), |_, first, dx| {
+        dx.copy_from_slice(&grad_output[first..][..dx.len()]);
+        activation.multiply_by_derivative(dx, &x[first..]);
+    })
 }
 
 /// `Φ(x)`, the standard normal distribution function.

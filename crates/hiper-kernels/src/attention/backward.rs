@@ -10,11 +10,16 @@ use rayon::prelude::*;
 
 use super::AttentionShape;
 use super::cpu::{Head, KEY_BLOCK, QUERIES};
+use crate::cpu::fill::fill;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::exp;
 use crate::cpu::microkernel::{Lhs, MAX_ROWS, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
+
+/// Queries of a head that one task takes, a multiple of a group: a thread that was held up is helped out. (A constant, as the
+/// order of the sums depends on it. Tests have few queries.)
+const PART: usize = if cfg!(test) { 64 } else { 2048 };
 
 /// What the forward pass left.
 pub(crate) struct Saved<'a> {
@@ -32,33 +37,46 @@ pub(crate) fn input_gradients(
     grad_output: &[f32],
 ) -> [Vec<f32>; 3] {
     let head = |i: usize| Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
-    let padded = head(0).padded_dim();
-    let size = (shape.queries + 2 * shape.keys) * padded;
-    let mut gradients = Scratch::new(shape.batch * shape.num_heads * size);
+    let (heads, padded) = (shape.batch * shape.num_heads, head(0).padded_dim());
+    // `[head][part]` of `dq` of the part's queries, and of what they add to `dk` and `dv`.
+    let parts = shape.queries.div_ceil(PART);
+    let (part_size, keys_size) = (PART.min(shape.queries) * padded, shape.keys * padded);
+    let size = part_size + 2 * keys_size;
+    let mut gradients = Scratch::new(heads * parts * size);
     gradients.par_chunks_exact_mut(size).enumerate().for_each(|(i, gradients)| {
-        let (dq, rest) = gradients.split_at_mut(shape.queries * padded);
-        let (dk, dv) = rest.split_at_mut(shape.keys * padded);
-        HeadGradients { head: head(i), isa: Isa::current(), saved, dy: grad_output, dq, dk, dv }.run();
+        let (dq, rest) = gradients.split_at_mut(part_size);
+        let (dk, dv) = rest.split_at_mut(keys_size);
+        let first = i % parts * PART;
+        let queries = first..(first + PART).min(shape.queries);
+        let head = head(i / parts);
+        HeadGradients { head, queries, isa: Isa::current(), saved, dy: grad_output, dq, dk, dv }.run();
     });
-    let interleave = |offset: usize, rows: usize| {
-        let (width, d) = (shape.width(), shape.head_dim);
-        let mut out = vec![0f32; shape.batch * rows * width];
-        out.par_chunks_exact_mut(width).enumerate().for_each(|(row, out)| {
+    let (width, d) = (shape.width(), shape.head_dim);
+    // `[rows, H·D]` of what every head has of a row: the sum over the parts from `parts(row)`, at `at(row)`.
+    let interleave = |rows: usize, of: &(dyn Fn(usize) -> (Range<usize>, usize) + Sync)| {
+        let size_of = [shape.batch * rows, width];
+        fill(size_of, width, |row, _, out| {
             let (image, row) = (row / rows, row % rows);
+            let (parts_of_row, at) = of(row);
             for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                let from = (image * shape.num_heads + head) * size + offset + row * padded;
-                out.copy_from_slice(&gradients[from..from + d]);
+                for part in parts_of_row.clone() {
+                    let from = ((image * shape.num_heads + head) * parts + part) * size + at;
+                    out.iter_mut().zip(&gradients[from..]).for_each(|(out, g)| *out += g);
+                }
             }
-        });
-        out
+        })
     };
-    let (queries, keys) = (shape.queries * padded, shape.keys * padded);
-    [interleave(0, shape.queries), interleave(queries, shape.keys), interleave(queries + keys, shape.keys)]
+    [
+        interleave(shape.queries, &|row| (row / PART..row / PART + 1, row % PART * padded)),
+        interleave(shape.keys, &|row| (0..parts, part_size + row * padded)),
+        interleave(shape.keys, &|row| (0..parts, part_size + keys_size + row * padded)),
+    ]
 }
 
-/// One head's gradients, `[rows, D]` with rows padded to whole vectors.
+/// The gradients of one head from some of its queries, `[rows, D]` with rows padded to whole vectors.
 struct HeadGradients<'a> {
     head: Head<'a>,
+    queries: Range<usize>,
     isa: Isa,
     saved: &'a Saved<'a>,
     dy: &'a [f32],
@@ -85,7 +103,7 @@ impl HeadGradients<'_> {
             self.head.pack_rows(self.saved.k, keys);
             self.head.pack_rows(self.saved.v, values);
             self.head.pack_columns(self.saved.k, key_columns);
-            for first in (0..shape.queries).step_by(QUERIES) {
+            for first in self.queries.clone().step_by(QUERIES) {
                 self.group(first, [keys, values, key_columns], lanes, group, blocks);
             }
         });
@@ -135,7 +153,9 @@ impl HeadGradients<'_> {
             add_outer(self.isa, p, dy_rows, &block, padded, self.dv);
             add_outer(self.isa, ds, q_rows, &block, padded, self.dk);
         }
-        for (lane, dq) in self.dq[first * padded..].chunks_exact_mut(padded).take(count).enumerate() {
+        for (lane, dq) in
+            self.dq[(first - self.queries.start) * padded..].chunks_exact_mut(padded).take(count).enumerate()
+        {
             let from = dq_lanes.iter().skip(lane).step_by(QUERIES);
             dq.iter_mut().zip(from).for_each(|(dq, value)| *dq = value * shape.softmax_scale);
         }

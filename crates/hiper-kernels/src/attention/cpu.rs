@@ -8,6 +8,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{AttentionMask, AttentionShape};
+use crate::cpu::TASKS;
+use crate::cpu::fill::fill;
 use crate::cpu::gemm::depth_blocks;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::exp;
@@ -28,15 +30,10 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
     let groups = shape.queries.div_ceil(QUERIES);
     // `[image, head, group][d + 1, 32]`: a group's result, transposed, and under it the log-sum-exp.
     let size = (d + 1) * QUERIES;
-    let mut results = Scratch::new(shape.batch * shape.num_heads * groups * size);
-    // Queries are split as well, where heads alone would leave threads without work.
     let heads = shape.batch * shape.num_heads;
-    let splits = if heads.is_multiple_of(rayon::current_num_threads()) {
-        1
-    } else {
-        rayon::current_num_threads().min(groups)
-    };
-    let share = groups.div_ceil(splits);
+    let mut results = Scratch::new(heads * groups * size);
+    // Heads, and parts of them where there are too few: some tasks a thread, so that one that was held up is helped out.
+    let share = (heads * groups).div_ceil(TASKS * rayon::current_num_threads()).clamp(1, groups);
     results.par_chunks_exact_mut(groups * size).enumerate().for_each(|(i, results)| {
         let head = Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
         results.par_chunks_mut(share * size).enumerate().for_each(|(j, results)| {
@@ -54,21 +51,22 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
             });
         });
     });
-    let mut y = vec![0f32; q.len()];
-    let mut log_sum_exp = vec![0f32; shape.batch * shape.queries * shape.num_heads];
-    y.par_chunks_exact_mut(width)
-        .zip(log_sum_exp.par_chunks_exact_mut(shape.num_heads))
-        .enumerate()
-        .for_each(|(row, (y, log_sum_exp))| {
-            let (image, query) = (row / shape.queries, row % shape.queries);
-            for (head, (y, log_sum_exp)) in y.chunks_exact_mut(d).zip(log_sum_exp).enumerate() {
-                let group = (image * shape.num_heads + head) * groups + query / QUERIES;
-                let result = &results[group * size + query % QUERIES..];
-                y.iter_mut().zip(result.iter().step_by(QUERIES)).for_each(|(y, r)| *y = *r);
-                *log_sum_exp = result[d * QUERIES];
+    // What the lanes hold of a query's head: its result and, under it, the log-sum-exp.
+    let lane = |row: usize, head: usize| {
+        let (image, query) = (row / shape.queries, row % shape.queries);
+        let group = (image * shape.num_heads + head) * groups + query / QUERIES;
+        results[group * size + query % QUERIES..].iter().step_by(QUERIES)
+    };
+    let rows = shape.batch * shape.queries;
+    let y = fill([1, rows * width], crate::cpu::share(rows, QUERIES) * width, |_, first, y| {
+        for (row, y) in y.chunks_exact_mut(width).enumerate() {
+            for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                y.iter_mut().zip(lane(first / width + row, head)).for_each(|(y, r)| *y = *r);
             }
-        });
-    (y, log_sum_exp)
+        }
+    });
+    let last = |i: usize| lane(i / shape.num_heads, i % shape.num_heads).nth(d).copied().unwrap_or_default();
+    (y, (0..rows * shape.num_heads).into_par_iter().map(last).collect())
 }
 
 /// One head of one image.

@@ -1,9 +1,8 @@
 //! Winograd for 3 × 3 convolutions of stride 1; patches and one matrix product for the others.
 
-use rayon::prelude::*;
-
 use super::winograd::Winograd;
 use super::{ConvFunction, Padding};
+use crate::cpu::fill::fill;
 use crate::cpu::gemm::gemm;
 use crate::cpu::weight::Rhs;
 
@@ -23,12 +22,10 @@ pub(crate) fn forward(
         return Winograd { input, output, padding: [top, left], taps, bias, residual }.run(x);
     }
     let patches = Patches::new(conv, shape);
-    let mut y = vec![0f32; patches.count() * conv.channels_out];
     gemm(
         patches.count(),
         |pixel, k, out| patches.gather(x, pixel, k, out),
         Rhs::whole(&conv.weight, false),
-        &mut y,
         |row, col, y| {
             if let Some(bias) = bias {
                 y.iter_mut().zip(&bias[col..]).for_each(|(y, b)| *y += b);
@@ -38,8 +35,7 @@ pub(crate) fn forward(
                 y.iter_mut().zip(from).for_each(|(y, r)| *y += r);
             }
         },
-    );
-    y
+    )
 }
 
 /// The same convolution with the taps turned around and transposed; for other strides, patches scattered back.
@@ -53,10 +49,9 @@ pub(crate) fn input_gradient(conv: &ConvFunction, shape: &[usize], grad_output: 
         return Winograd { input, output, padding, taps, bias: None, residual: None }.run(grad_output);
     }
     let patches = Patches::new(conv, shape);
-    let mut cols = vec![0f32; patches.count() * patches.len];
     let outputs = conv.channels_out;
     let dy = |row: usize, k, out: &mut [f32]| out.copy_from_slice(&grad_output[row * outputs..][k]);
-    gemm(patches.count(), dy, Rhs::whole(&conv.weight, true), &mut cols, |_, _, _| {});
+    let cols = gemm(patches.count(), dy, Rhs::whole(&conv.weight, true), |_, _, _| {});
     patches.scatter(&cols)
 }
 
@@ -123,27 +118,20 @@ impl<'a> Patches<'a> {
     fn scatter(&self, patches: &[f32]) -> Vec<f32> {
         let channels = self.conv.channels_in;
         let [height, width] = self.input;
-        let mut dx = vec![0f32; self.batch * height * width * channels];
         let per_image = self.output[0] * self.output[1];
-        // Bands of rows: a thread reads every patch that reaches into its band.
-        let band = height.div_ceil(rayon::current_num_threads());
-        let images = dx.par_chunks_exact_mut(height * width * channels).enumerate();
-        images.for_each(|(image, dx)| {
-            dx.par_chunks_mut(band * width * channels).enumerate().for_each(|(i, dx)| {
-                let first = (image * height + i * band) * width;
-                let pixels = first..first + dx.len() / channels;
-                for p in image * per_image..(image + 1) * per_image {
-                    for (tap, values) in
-                        patches[p * self.len..][..self.len].chunks_exact(channels).enumerate()
-                    {
-                        if let Some(pixel) = self.pixel(p, tap).filter(|pixel| pixels.contains(pixel)) {
-                            let dx = &mut dx[(pixel - first) * channels..][..channels];
-                            dx.iter_mut().zip(values).for_each(|(dx, v)| *dx += v);
-                        }
+        // Bands of rows: a task reads every patch that reaches into its band.
+        let band = height.div_ceil(rayon::current_num_threads()) * width * channels;
+        fill([self.batch, height * width * channels], band, |image, first, dx| {
+            let first = image * height * width + first / channels;
+            let pixels = first..first + dx.len() / channels;
+            for p in image * per_image..(image + 1) * per_image {
+                for (tap, values) in patches[p * self.len..][..self.len].chunks_exact(channels).enumerate() {
+                    if let Some(pixel) = self.pixel(p, tap).filter(|pixel| pixels.contains(pixel)) {
+                        let dx = &mut dx[(pixel - first) * channels..][..channels];
+                        dx.iter_mut().zip(values).for_each(|(dx, v)| *dx += v);
                     }
                 }
-            });
-        });
-        dx
+            }
+        })
     }
 }

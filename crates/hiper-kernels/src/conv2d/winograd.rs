@@ -192,14 +192,20 @@ impl Winograd<'_> {
         let [channels_in, channels_out] = [self.taps[0].depth(), self.taps[0].cols()];
         let image_in = self.input[0] * self.input[1] * channels_in;
         let image_out = self.output[0] * self.output[1] * channels_out;
-        let mut y = vec![0f32; x.len() / image_in * image_out];
+        let len = x.len() / image_in * image_out;
+        let mut y = Vec::with_capacity(len);
         let grid = [self.output[0].div_ceil(T::M), self.output[1].div_ceil(T::M)];
         let tiles = x.len() / image_in * grid[0] * grid[1];
         let blocks = tiles.div_ceil(TILES);
-        let out = Out { values: y.as_mut_ptr(), len: y.len() };
+        let out = Out { values: y.as_mut_ptr(), len };
         for block in 0..blocks {
             let tiles = block * tiles / blocks..(block + 1) * tiles / blocks;
             Block::<T> { conv: self, grid, tiles, transforms: std::marker::PhantomData }.run(x, &out);
+        }
+        // SAFETY: the blocks cover all tiles, and a block writes every pixel of its tiles.
+        #[allow(unsafe_code)]
+        unsafe {
+            y.set_len(len);
         }
         y
     }
@@ -507,11 +513,18 @@ impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
                         value = simd.add_f32s(value, load(simd, &residual[to..to + lanes]));
                     }
                     assert!(to + lanes <= self.out.len);
-                    // SAFETY: the assert bounds the slice; pixels belong to one tile and channels to one panel, and
-                    // each pair of tile and panel is written by one thread.
+                    let value: &[S::f32s] = &[value];
+                    // SAFETY: the assert bounds what is written, and a vector has that many values; pixels belong to
+                    // one tile and channels to one panel, and each pair of tile and panel is written by one thread.
                     #[allow(unsafe_code)]
-                    let to = unsafe { std::slice::from_raw_parts_mut(self.out.values.add(to), lanes) };
-                    store(simd, to, value);
+                    unsafe {
+                        let to = self.out.values.add(to);
+                        if lanes == S::F32_LANES {
+                            to.cast::<S::f32s>().write_unaligned(value[0]);
+                        } else {
+                            to.copy_from_nonoverlapping(value.as_ptr().cast(), lanes);
+                        }
+                    }
                 }
             }
         }

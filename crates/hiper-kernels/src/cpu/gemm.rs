@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::TASKS;
 use super::isa::Isa;
 use super::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile, tile_at};
 use super::scratch::with_local;
@@ -31,19 +32,18 @@ pub(crate) fn depth_blocks(k: usize) -> (usize, usize) {
     (k.div_ceil(depth), depth)
 }
 
-/// `out = lhs · rhs`, then `epilogue(row, column, values)` on every stretch of a row.
+/// `lhs · rhs`, after `epilogue(row, column, values)` on every stretch of a row.
 ///
 /// `lhs(row, k, values)` writes columns `k` of a row of the left-hand side.
 pub(crate) fn gemm(
     rows: usize,
     lhs: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     rhs: Rhs<'_>,
-    out: &mut [f32],
     epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
-) {
-    assert_eq!(out.len(), rows * rhs.cols());
-    if out.is_empty() {
-        return;
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows * rhs.cols());
+    if rows * rhs.cols() == 0 {
+        return out;
     }
     let isa = Isa::current();
     let (blocks, block_depth) = depth_blocks(rhs.depth());
@@ -74,6 +74,12 @@ pub(crate) fn gemm(
             }
         });
     });
+    // SAFETY: the tasks share out all tiles, and every tile is written before anything is added to it.
+    #[allow(unsafe_code)]
+    unsafe {
+        out.set_len(rows * rhs.cols());
+    }
+    out
 }
 
 /// How a product is shared out: parts of the rows times groups of the columns.
@@ -89,9 +95,10 @@ impl Grid {
         let threads = rayon::current_num_threads();
         let (row_panels, col_panels) = (rows.div_ceil(MAX_ROWS), cols.div_ceil(COLS));
         let groups = col_panels.div_ceil(GROUP).next_multiple_of(threads);
-        // Few columns and many rows: a thread takes all columns of its rows, so that the rows are packed once.
+        // Few columns and many rows: a task takes all columns of its rows, so that the rows are packed once.
         if col_panels <= GROUP && row_panels >= 4 * threads {
-            return Self { row_parts: threads, row_panels, groups: 1, col_panels };
+            let row_parts = threads * (row_panels / (ROW_BLOCK * threads)).clamp(1, TASKS);
+            return Self { row_parts, row_panels, groups: 1, col_panels };
         }
         // Else columns alone, where they share out evenly, or rows too.
         if col_panels.is_multiple_of(groups) || col_panels >= 4 * groups || row_panels < threads {
@@ -119,8 +126,8 @@ struct Product<L, E> {
     epilogue: E,
 }
 
-// SAFETY: the pointer is to a slice that `gemm` borrows mutably for as long as `Product` lives; `fill` says who writes
-// what. The closures are `Sync`.
+// SAFETY: the pointer is to room that `gemm` owns for as long as `Product` lives; `fill` says who writes what. The closures
+// are `Sync`.
 #[allow(unsafe_code)]
 unsafe impl<L: Sync, E: Sync> Sync for Product<L, E> {}
 
@@ -191,7 +198,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
             }
             tile(self.isa, t, &mut whole, COLS);
             for (i, whole) in whole.chunks_exact(COLS).enumerate().take(t.rows) {
-                std::slice::from_raw_parts_mut(c.add(i * self.cols), width).copy_from_slice(&whole[..width]);
+                c.add(i * self.cols).copy_from_nonoverlapping(whole.as_ptr(), width);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the CPU paths share: vector dispatch, scalar functions that vectorise, matrix products, work splitting.
 
+pub(crate) mod fill;
 pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod math;
@@ -8,7 +9,10 @@ pub(crate) mod scratch;
 pub(crate) mod simd;
 pub(crate) mod weight;
 
-/// How many rows each thread takes so that `rows` are spread evenly, at least `min` a thread.
-pub(crate) fn rows_per_thread(rows: usize, min: usize) -> usize {
-    rows.div_ceil(rayon::current_num_threads()).max(min).max(1)
+/// Tasks a thread, where another task costs next to nothing: a thread that was held up is helped out.
+pub(crate) const TASKS: usize = 4;
+
+/// How many of `rows` a task takes: at least `min`.
+pub(crate) fn share(rows: usize, min: usize) -> usize {
+    rows.div_ceil(TASKS * rayon::current_num_threads()).max(min).max(1)
 }

@@ -1,15 +1,14 @@
 //! One pass over memory each way.
 
-use rayon::prelude::*;
-
 use crate::activation::cpu::{gelu_derivative, normal_cdf};
-use crate::cpu::rows_per_thread;
+use crate::cpu::fill::fill;
+use crate::cpu::share;
 use crate::cpu::simd::vectorise;
 
 pub(crate) fn forward(x: &[f32], c: usize) -> Vec<f32> {
-    let mut y = vec![0f32; x.len() / 2];
-    let rows = rows_per_thread(y.len() / c, 16);
-    y.par_chunks_mut(rows * c).zip(x.par_chunks(rows * 2 * c)).for_each(|(y, x)| {
+    let len = x.len() / 2;
+    fill([1, len], share(len / c, 16) * c, |_, first, y| {
+        let x = &x[2 * first..];
         vectorise(
             #[inline(always)]
             || {
@@ -21,15 +20,12 @@ pub(crate) fn forward(x: &[f32], c: usize) -> Vec<f32> {
                 }
             },
         );
-    });
-    y
+    })
 }
 
 pub(crate) fn input_gradient(x: &[f32], c: usize, grad_output: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0f32; x.len()];
-    let rows = rows_per_thread(x.len() / (2 * c), 16);
-    let chunks = x.par_chunks(rows * 2 * c).zip(grad_output.par_chunks(rows * c));
-    dx.par_chunks_mut(rows * 2 * c).zip(chunks).for_each(|(dx, (x, dy))| {
+    fill([1, x.len()], share(x.len() / (2 * c), 16) * 2 * c, |_, first, dx| {
+        let (x, dy) = (&x[first..], &grad_output[first / 2..]);
         vectorise(
             #[inline(always)]
             || {
@@ -45,6 +41,5 @@ pub(crate) fn input_gradient(x: &[f32], c: usize, grad_output: &[f32]) -> Vec<f3
                 }
             },
         );
-    });
-    dx
+    })
 }

@@ -1,12 +1,15 @@
-//! Two passes over the picture each way: one gathers sums by channel, one writes.
+//! Two passes over the picture forward, three backward: the last one writes, the others gather sums by channel.
 //!
 //! Sums by channel are gathered in `f32` over short blocks of pixels and carried in `f64`, so that neither a large
 //! picture nor a mean far from zero costs digits.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::GroupNormFunction;
-use crate::cpu::rows_per_thread;
+use crate::cpu::fill::fill;
+use crate::cpu::share;
 use crate::cpu::simd::vectorise;
 
 /// Pixels summed in `f32` before the sum moves to `f64`.
@@ -19,39 +22,40 @@ struct Statistics {
 }
 
 pub(crate) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<f32> {
-    let channels = norm.weight.len();
-    let image = x.len() / batch;
-    let mut y = vec![0f32; x.len()];
-    for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(image)) {
+    let (channels, image) = (norm.weight.len(), x.len() / batch);
+    let affine = |x| {
         let Statistics { mut scale, mut shift } = statistics(norm, x);
         for c in 0..channels {
             scale[c] *= norm.weight[c];
             shift[c] = shift[c] * norm.weight[c] + norm.bias[c];
         }
-        let rows = rows_per_thread(image / channels, BLOCK) * channels;
-        y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| {
-            vectorise(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                        for c in 0..channels {
-                            y[c] = x[c] * scale[c] + shift[c];
-                        }
+        Statistics { scale, shift }
+    };
+    let images: Vec<Statistics> = x.chunks_exact(image).map(affine).collect();
+    fill([batch, image], share(image / channels, BLOCK) * channels, |i, first, y| {
+        let Statistics { scale, shift } = &images[i];
+        let x = &x[i * image + first..];
+        vectorise(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        y[c] = x[c] * scale[c] + shift[c];
                     }
-                },
-            );
-            if let Some(activation) = norm.activation {
-                activation.apply_in_place(y);
-            }
-        });
-    }
-    y
+                }
+            },
+        );
+        if let Some(activation) = norm.activation {
+            activation.apply_in_place(y);
+        }
+    })
 }
 
 /// With `g = dy · act'(z) · w` and `x̂` the normalised input:
 /// `dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ`, means over the group.
 ///
-/// `residual` is added: the gradient that reaches the input around the normalisation.
+/// `residual` is added: the gradient that reaches the input around the normalisation. `g` is computed twice, which costs
+/// less than to write it and read it back.
 pub(crate) fn input_gradient(
     norm: &GroupNormFunction,
     x: &[f32],
@@ -59,74 +63,72 @@ pub(crate) fn input_gradient(
     grad_output: &[f32],
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
-    let channels = norm.weight.len();
-    let image = x.len() / batch;
-    let mut dx = vec![0f32; x.len()];
-    let images = x.chunks_exact(image).zip(grad_output.chunks_exact(image));
-    for (i, ((x, dy), dx)) in images.zip(dx.chunks_exact_mut(image)).enumerate() {
-        let Statistics { scale, shift } = statistics(norm, x);
-        let rows = rows_per_thread(image / channels, BLOCK) * channels;
-        // `dx` holds `g` between the passes.
-        dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows)).for_each(|((g, x), dy)| {
-            let mut z = vec![0f32; channels];
-            for ((g, x), dy) in
-                g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(dy.chunks_exact(channels))
-            {
-                vectorise(
-                    #[inline(always)]
-                    || {
-                        for c in 0..channels {
-                            z[c] = (x[c] * scale[c] + shift[c]) * norm.weight[c] + norm.bias[c];
-                            g[c] = dy[c] * norm.weight[c];
-                        }
-                    },
-                );
-                if let Some(activation) = norm.activation {
-                    activation.multiply_by_derivative(g, &z);
-                }
-            }
-        });
-        let g: &[f32] = dx;
-        let [sum_g, sum_gx] = channel_sums(x, channels, |start, len, sums| {
-            for p in start..start + len {
-                let (x, g) = (&x[p * channels..][..channels], &g[p * channels..][..channels]);
-                for c in 0..channels {
-                    sums[0][c] += g[c];
-                    sums[1][c] += g[c] * (x[c] * scale[c] + shift[c]);
-                }
-            }
-        });
-        let mean_g = group_means(norm, &sum_g, image);
-        let mean_gx = group_means(norm, &sum_gx, image);
-        dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).enumerate().for_each(|(part, (dx, x))| {
-            let residual = residual.map(|residual| &residual[i * image + part * rows..][..dx.len()]);
-            vectorise(
-                #[inline(always)]
-                || {
-                    for (dx, x) in dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                        for c in 0..channels {
-                            let x_hat = x[c] * scale[c] + shift[c];
-                            dx[c] = (dx[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
-                        }
+    let (channels, image) = (norm.weight.len(), x.len() / batch);
+    let images: Vec<_> = x
+        .chunks_exact(image)
+        .zip(grad_output.chunks_exact(image))
+        .map(|(x, dy)| {
+            let statistics = statistics(norm, x);
+            let Statistics { scale, shift } = &statistics;
+            let [sum_g, sum_gx] = channel_sums(x, channels, |pixels, sums, [z, g]| {
+                let rows = x[pixels.clone()].chunks_exact(channels).zip(dy[pixels].chunks_exact(channels));
+                for (x, dy) in rows {
+                    norm.output_gradient(&statistics, x, dy, z, g);
+                    for c in 0..channels {
+                        sums[0][c] += g[c];
+                        sums[1][c] += g[c] * (x[c] * scale[c] + shift[c]);
                     }
-                    if let Some(residual) = residual {
-                        for (dx, residual) in dx.iter_mut().zip(residual) {
-                            *dx += residual;
-                        }
+                }
+            });
+            let means = [group_means(norm, &sum_g, image), group_means(norm, &sum_gx, image)];
+            (statistics, means)
+        })
+        .collect();
+    fill([batch, image], share(image / channels, BLOCK) * channels, |i, first, dx| {
+        let (statistics, [mean_g, mean_gx]) = &images[i];
+        let Statistics { scale, shift } = statistics;
+        let part = i * image + first..i * image + first + dx.len();
+        let (mut z, mut g) = (vec![0f32; channels], vec![0f32; channels]);
+        if let Some(residual) = residual {
+            dx.copy_from_slice(&residual[part.clone()]);
+        }
+        vectorise(
+            #[inline(always)]
+            || {
+                let rows =
+                    x[part.clone()].chunks_exact(channels).zip(grad_output[part].chunks_exact(channels));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(channels).zip(rows) {
+                    norm.output_gradient(statistics, x, dy, &mut z, &mut g);
+                    for c in 0..channels {
+                        let x_hat = x[c] * scale[c] + shift[c];
+                        dx[c] += (g[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
                     }
-                },
-            );
-        });
+                }
+            },
+        );
+    })
+}
+
+impl GroupNormFunction {
+    /// `g = dy · act'(z) · w` of one pixel; `z` is room for the activation's argument.
+    #[inline(always)]
+    fn output_gradient(&self, statistics: &Statistics, x: &[f32], dy: &[f32], z: &mut [f32], g: &mut [f32]) {
+        for c in 0..x.len() {
+            z[c] = (x[c] * statistics.scale[c] + statistics.shift[c]) * self.weight[c] + self.bias[c];
+            g[c] = dy[c] * self.weight[c];
+        }
+        if let Some(activation) = self.activation {
+            activation.multiply_by_derivative(g, z);
+        }
     }
-    dx
 }
 
 fn statistics(norm: &GroupNormFunction, x: &[f32]) -> Statistics {
     let channels = norm.weight.len();
     // Sums are taken about the first pixel, so that a large common mean does not cancel in the variance.
     let origin = &x[..channels];
-    let [sum, sum_squares] = channel_sums(x, channels, |start, len, sums| {
-        for x in x[start * channels..(start + len) * channels].chunks_exact(channels) {
+    let [sum, sum_squares] = channel_sums(x, channels, |pixels, sums, _| {
+        for x in x[pixels].chunks_exact(channels) {
             for c in 0..channels {
                 let d = x[c] - origin[c];
                 sums[0][c] += d;
@@ -158,26 +160,28 @@ fn statistics(norm: &GroupNormFunction, x: &[f32]) -> Statistics {
     Statistics { scale, shift }
 }
 
-/// Two sums by channel over all pixels. `add(first pixel, pixels, sums)` adds a block's values.
+/// Two sums by channel over all pixels. `add(values, sums, room)` adds a block's values, which are `x[values]`, and may use
+/// two pixels' room as it likes.
 fn channel_sums(
     x: &[f32],
     channels: usize,
-    add: impl Fn(usize, usize, &mut [Vec<f32>; 2]) + Sync,
+    add: impl Fn(Range<usize>, &mut [Vec<f32>; 2], &mut [Vec<f32>; 2]) + Sync,
 ) -> [Vec<f64>; 2] {
-    let pixels = x.len() / channels;
-    let share = rows_per_thread(pixels, BLOCK);
-    let partial: Vec<[Vec<f64>; 2]> = (0..pixels.div_ceil(share))
-        .into_par_iter()
-        .map(|i| {
-            let end = ((i + 1) * share).min(pixels);
-            let mut totals = [vec![0f64; channels], vec![0f64; channels]];
-            let mut sums = [vec![0f32; channels], vec![0f32; channels]];
-            for start in (i * share..end).step_by(BLOCK) {
+    let size = BLOCK * channels;
+    let partial: Vec<[Vec<f64>; 2]> = x
+        .par_chunks(share(x.len() / channels, BLOCK) * channels)
+        .enumerate()
+        .map(|(i, part)| {
+            let start = i * share(x.len() / channels, BLOCK) * channels;
+            let pair = || [vec![0f32; channels], vec![0f32; channels]];
+            let (mut totals, mut sums, mut room) =
+                ([vec![0f64; channels], vec![0f64; channels]], pair(), pair());
+            for first in (start..start + part.len()).step_by(size) {
                 vectorise(
                     #[inline(always)]
                     || {
                         sums.iter_mut().for_each(|s| s.fill(0.0));
-                        add(start, BLOCK.min(end - start), &mut sums);
+                        add(first..(first + size).min(start + part.len()), &mut sums, &mut room);
                         for (total, sum) in totals.iter_mut().zip(&sums) {
                             total.iter_mut().zip(sum).for_each(|(t, &s)| *t += s as f64);
                         }

@@ -1,20 +1,17 @@
 //! Row by row; a row stays in the first-level cache between its passes.
 
-use rayon::prelude::*;
-
 use super::LayerNormFunction;
-use crate::cpu::rows_per_thread;
+use crate::cpu::fill::fill;
+use crate::cpu::share;
 use crate::cpu::simd::{sum, vectorise};
 
 pub(crate) fn forward(norm: &LayerNormFunction, x: &[f32]) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
-    for_each_row(norm.weight.len(), [x, x], &mut y, |x, _, y| {
+    rows(norm.weight.len(), [x, x], None, |x, _, y| {
         let (mean, scale) = statistics(x, norm.eps);
         for c in 0..x.len() {
             y[c] = (x[c] - mean) * scale * norm.weight[c] + norm.bias[c];
         }
-    });
-    y
+    })
 }
 
 /// With `g = dy · w`: `dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ`.
@@ -26,8 +23,7 @@ pub(crate) fn input_gradient(
     grad_output: &[f32],
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
-    let mut dx = residual.map_or_else(|| vec![0f32; x.len()], <[f32]>::to_vec);
-    for_each_row(norm.weight.len(), [x, grad_output], &mut dx, |x, dy, dx| {
+    rows(norm.weight.len(), [x, grad_output], residual, |x, dy, dx| {
         let (mean, scale) = statistics(x, norm.eps);
         let n = x.len() as f32;
         let w = &norm.weight[..x.len()];
@@ -36,8 +32,7 @@ pub(crate) fn input_gradient(
         for c in 0..x.len() {
             dx[c] += (dy[c] * w[c] - mean_g - (x[c] - mean) * scale * mean_gx) * scale;
         }
-    });
-    dx
+    })
 }
 
 /// Mean and 1/σ of a row, in two passes.
@@ -49,24 +44,26 @@ fn statistics(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (var + eps).sqrt())
 }
 
-fn for_each_row(
+/// Calls `f` on every row of the inputs and of the result, which begins as `start`, or as zeros.
+fn rows(
     channels: usize,
-    inputs: [&[f32]; 2],
-    out: &mut [f32],
+    [a, b]: [&[f32]; 2],
+    start: Option<&[f32]>,
     f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
-) {
-    let share = rows_per_thread(out.len() / channels, 16) * channels;
-    let [a, b] = inputs;
-    out.par_chunks_mut(share).zip(a.par_chunks(share)).zip(b.par_chunks(share)).for_each(|((out, a), b)| {
+) -> Vec<f32> {
+    fill([1, a.len()], share(a.len() / channels, 16) * channels, |_, first, out| {
+        let part = first..first + out.len();
+        if let Some(start) = start {
+            out.copy_from_slice(&start[part.clone()]);
+        }
         vectorise(
             #[inline(always)]
             || {
-                for ((out, a), b) in
-                    out.chunks_exact_mut(channels).zip(a.chunks_exact(channels)).zip(b.chunks_exact(channels))
-                {
+                let rows = a[part.clone()].chunks_exact(channels).zip(b[part].chunks_exact(channels));
+                for (out, (a, b)) in out.chunks_exact_mut(channels).zip(rows) {
                     f(a, b, out);
                 }
             },
         );
-    });
+    })
 }

@@ -8,12 +8,10 @@ use crate::cpu::weight::Rhs;
 pub(crate) fn forward(layer: &LinearFunction, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
     let (inputs, outputs) = (layer.in_features, layer.out_features);
     let rows = x.len() / inputs;
-    let mut y = vec![0f32; rows * outputs];
     gemm(
         rows,
         |row, k, out| out.copy_from_slice(&x[row * inputs..][k]),
         Rhs::whole(&layer.weight, false),
-        &mut y,
         |row, col, y| {
             if let Some(bias) = &layer.bias {
                 y.iter_mut().zip(&bias[col..]).for_each(|(y, b)| *y += b);
@@ -22,8 +20,7 @@ pub(crate) fn forward(layer: &LinearFunction, x: &[f32], residual: Option<&[f32]
                 y.iter_mut().zip(&residual[row * outputs + col..]).for_each(|(y, r)| *y += r);
             }
         },
-    );
-    y
+    )
 }
 
 /// `dx = dy W (+ residual)`.
@@ -34,12 +31,10 @@ pub(crate) fn input_gradient(
 ) -> Vec<f32> {
     let (inputs, outputs) = (layer.in_features, layer.out_features);
     let rows = grad_output.len() / outputs;
-    let mut dx = vec![0f32; rows * inputs];
     let dy = |row: usize, k, out: &mut [f32]| out.copy_from_slice(&grad_output[row * outputs..][k]);
-    gemm(rows, dy, Rhs::whole(&layer.weight, true), &mut dx, |row, col, dx| {
+    gemm(rows, dy, Rhs::whole(&layer.weight, true), |row, col, dx| {
         if let Some(residual) = residual {
             dx.iter_mut().zip(&residual[row * inputs + col..]).for_each(|(dx, r)| *dx += r);
         }
-    });
-    dx
+    })
 }

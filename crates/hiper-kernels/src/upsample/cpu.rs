@@ -1,24 +1,21 @@
 //! Copies of pixels, and sums of copies.
 
-use rayon::prelude::*;
+use crate::cpu::fill::fill;
 
 pub(super) fn forward(x: &[f32], shape: &[usize], [height, width]: [usize; 2]) -> Vec<f32> {
     let [batch, h, w, channels] = [shape[0], shape[1], shape[2], shape[3]];
-    let mut y = vec![0f32; batch * height * width * channels];
-    y.par_chunks_exact_mut(width * channels).enumerate().for_each(|(row, y)| {
+    fill([batch * height, width * channels], width * channels, |row, _, y| {
         let (image, row) = (row / height, row % height);
         let from = &x[(image * h + row * h / height) * w * channels..][..w * channels];
         for (col, y) in y.chunks_exact_mut(channels).enumerate() {
             y.copy_from_slice(&from[col * w / width * channels..][..channels]);
         }
-    });
-    y
+    })
 }
 
 pub(super) fn input_gradient(shape: &[usize], [height, width]: [usize; 2], grad_output: &[f32]) -> Vec<f32> {
-    let [_, h, w, channels] = [shape[0], shape[1], shape[2], shape[3]];
-    let mut dx = vec![0f32; shape.iter().product()];
-    dx.par_chunks_exact_mut(w * channels).enumerate().for_each(|(row, dx)| {
+    let [batch, h, w, channels] = [shape[0], shape[1], shape[2], shape[3]];
+    fill([batch * h, w * channels], w * channels, |row, _, dx| {
         let (image, row) = (row / h, row % h);
         // The output rows that read input row `row`: ⌊r h / height⌋ = row.
         for r in (row * height).div_ceil(h)..((row + 1) * height).div_ceil(h) {
@@ -28,6 +25,5 @@ pub(super) fn input_gradient(shape: &[usize], [height, width]: [usize; 2], grad_
                 dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy);
             }
         }
-    });
-    dx
+    })
 }
