@@ -5,15 +5,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from common import Every, Threads, learning_rate, save, warm_start
+from common import Every, Threads, learning_rate, save
 from muon import Muon
 from scenes import HELD_OUT_SEED, SIZE, Scenes
 
 RATE = 3e-3
+LATENT_CHANNELS = 8
 
 
-def new(channels):
-    return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=channels, sample_size=SIZE, block_out_channels=(24, 48, 96), layers_per_block=1,
+def new():
+    return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=SIZE, block_out_channels=(24, 48, 96), layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0)
 
 
@@ -23,17 +24,13 @@ def pictures(a, data, batch):
 
 
 def train(a, data, log):
-    if a.init and a.vae_samples == 0:
-        return AutoencoderKL.from_pretrained(a.init / "vae", torch_dtype=torch.float32).to(a.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    vae, path = new(a.latent_channels).to(a.device, memory_format=torch.channels_last), a.out / "vae.pt"
+    vae, path = new().to(a.device, memory_format=torch.channels_last), a.out / "vae.pt"
     opt = Muon(vae, RATE)
     step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
     if path.exists():
         state = torch.load(path, map_location=a.device)
         vae.load_state_dict(state["vae"]); opt.load_state_dict(state["opt"])
         step = state["step"]
-    elif a.init:
-        log(stage="vae", init=str(a.init), parameters=warm_start(vae, AutoencoderKL.from_pretrained(a.init / "vae").state_dict()))
     keep = lambda: save({"vae": vae.state_dict(), "opt": opt.state_dict(), "step": step}, path)
     while step * a.vae_batch < a.vae_samples:
         threads.tick()
@@ -87,46 +84,12 @@ def encode_all(a, vae, data):
     return torch.load(path)
 
 
-def train_decoder(a, vae, data, log):
-    """Sharpens the decoder alone: the latents, and with them the UNet, stay what they are."""
-    parts, path = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]), a.out / "decoder.pt"
-    vae.requires_grad_(False); parts.requires_grad_(True)
-    opt = Muon(parts, RATE / 4)
-    step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
-    if path.exists():
-        state = torch.load(path, map_location=a.device)
-        parts.load_state_dict(state["parts"]); opt.load_state_dict(state["opt"])
-        step = state["step"]
-    keep = lambda: save({"parts": parts.state_dict(), "opt": opt.state_dict(), "step": step}, path)
-    latents = torch.load(a.out / "latents.pt", mmap=True)
-    while step * a.vae_batch < a.decoder_samples:
-        threads.tick()
-        step += 1
-        opt.lr = learning_rate(RATE / 4, step * a.vae_batch, a.decoder_samples, step, warmup=50, decay=0.8)
-        index, x = pictures(a, data, a.vae_batch)
-        z = latents[index].float().to(a.device)
-        noise = 0.03 / vae.config.scaling_factor * torch.randn_like(z)
-        with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
-            y = vae.decode(z + noise).sample.float()
-        mse = F.mse_loss(y, x)
-        opt.zero_grad(); mse.backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        opt.step()
-        mean = mse.item() if mean is None else 0.98 * mean + 0.02 * mse.item()
-        if step % 50 == 0:
-            log(stage="decoder", samples=step * a.vae_batch, psnr=round(10 * np.log10(4 / mean), 2))
-        if checkpoints.due():
-            keep()
-    keep()
-    parts.requires_grad_(False)
-
-
 @torch.no_grad()
-def check(a, vae, log, stage):
+def check(a, vae, log):
     """The reconstruction of held-out scenes, as a figure and as a sheet."""
     held_out = Scenes(a.out / "held_out", 200, HELD_OUT_SEED)
     x = held_out.pixels(np.arange(200)).to(a.device)
     y = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(50)]).clamp(-1, 1)
-    log(stage=stage, held_out_psnr=round(float(10 * torch.log10(4 / ((y - x) ** 2).mean((1, 2, 3))).mean()), 2))
+    log(stage="vae", held_out_psnr=round(float(10 * torch.log10(4 / ((y - x) ** 2).mean((1, 2, 3))).mean()), 2))
     sheet = torch.cat([torch.cat(list(x[:10]), 2), torch.cat(list(y[:10]), 2)], 1)
-    Image.fromarray(((sheet / 2 + 0.5) * 255).permute(1, 2, 0).byte().cpu().numpy()).save(a.out / f"sheet_{stage}.png")
+    Image.fromarray(((sheet / 2 + 0.5) * 255).permute(1, 2, 0).byte().cpu().numpy()).save(a.out / "sheet_vae.png")

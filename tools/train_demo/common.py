@@ -5,14 +5,9 @@ import time
 import torch
 
 
-def learning_rate(base, samples, total, step, warmup=200, decay=0.15):
+def learning_rate(base, samples, total, step, warmup, decay):
     """Warm-up over `warmup` steps, then constant, then a straight line down over the last `decay` of `total` samples."""
     return base * min(1, step / warmup) * min(1, max(0.02, (total - samples) / (decay * total)))
-
-
-def set_rate(opt, rate):
-    for group in opt.param_groups:
-        group["lr"] = rate
 
 
 def save(state, path):
@@ -33,17 +28,6 @@ class Every:
             return False
         self.last = time.monotonic()
         return True
-
-
-@torch.no_grad()
-def warm_start(net, old):
-    """Copies `old`'s tensors into `net` where names and shapes agree; returns how many numbers those are."""
-    taken = 0
-    for name, tensor in net.state_dict().items():
-        if name in old and old[name].shape == tensor.shape:
-            tensor.copy_(old[name])
-            taken += tensor.numel()
-    return taken
 
 
 class Threads:

@@ -1,17 +1,15 @@
 """The UNet and the text encoder, trained together on the latents."""
-import json
 import random
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel
 
 import autoencoder
 import captions
 import clip_tokenizer
 import text_encoder
-from common import Every, Threads, learning_rate, save, warm_start
+from common import Every, Threads, learning_rate, save
 from export import export, save_sheet
 from muon import Muon
 from scenes import SIZE
@@ -21,8 +19,8 @@ from scenes import SIZE
 SUBJECT_WEIGHT = 3.0
 
 
-def new_unet(channels):
-    return UNet2DConditionModel(sample_size=SIZE // 4, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(64, 128, 160),
+def new_unet():
+    return UNet2DConditionModel(sample_size=SIZE // 4, in_channels=autoencoder.LATENT_CHANNELS, out_channels=autoencoder.LATENT_CHANNELS, layers_per_block=1, block_out_channels=(64, 128, 160),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128, attention_head_dim=4, norm_num_groups=32)
 
@@ -38,18 +36,6 @@ class Attention:
         return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
 
 
-def initialize(a, nets, tokenizer):
-    """From a finished model where shapes agree; the words' embeddings by word, as the vocabulary may have grown."""
-    old = torch.nn.ModuleDict({"unet": UNet2DConditionModel.from_pretrained(a.init / "unet"), "text_encoder": CLIPTextModel.from_pretrained(a.init / "text_encoder")}).float().state_dict()
-    key = next(k for k in old if k.endswith("token_embedding.weight"))
-    rows = json.loads((a.init / "tokenizer" / "vocab.json").read_text())
-    embedding = nets.state_dict()[key].clone()
-    for token, row in tokenizer.get_vocab().items():
-        if token in rows:
-            embedding[row] = old[key][rows[token]]
-    return warm_start(nets, {**old, key: embedding})
-
-
 def weight_maps(data, side):
     """The weight of each latent [N, 1, side, side], of mean 1 over the set."""
     factor = SIZE // side
@@ -63,7 +49,7 @@ def train(a, vae, tokenizer, data, log):
     weight_map = weight_maps(data, latents.shape[-1])
     if a.device == "cuda":
         latents, weight_map = latents.cuda(), weight_map.cuda()
-    unet, text = new_unet(a.latent_channels).to(a.device, memory_format=torch.channels_last), text_encoder.new(tokenizer).to(a.device)
+    unet, text = new_unet().to(a.device, memory_format=torch.channels_last), text_encoder.new(tokenizer).to(a.device)
     if a.device == "cpu":
         unet.set_attn_processor(Attention())
     nets = torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
@@ -75,8 +61,6 @@ def train(a, vae, tokenizer, data, log):
         state = torch.load(path, map_location=a.device)
         nets.load_state_dict(state["nets"]); opt.load_state_dict(state["opt"])
         step, samples = state["step"], state["samples"]
-    elif a.init:
-        log(stage="unet", init=str(a.init), parameters=initialize(a, nets, tokenizer), of=sum(p.numel() for p in nets.parameters()))
     else:
         text_encoder.train(a, text, encode, data, rng, log)
     live = [v for v in nets.state_dict().values() if v.is_floating_point()]

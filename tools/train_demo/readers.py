@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from captions import BACKGROUNDS, POSES, SPECIES
-from common import learning_rate, set_rate
+from common import learning_rate
 from scenes import HELD_OUT_SEED, Scenes
 
 PATTERNS = [None, "spots", "stripes", "patch"]
@@ -65,7 +65,7 @@ def train(data, samples, batch, device):
     opt = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     y = torch.tensor([labels(s) for s in data.scenes], device=device)
     for step in range(1, samples // batch + 1):
-        set_rate(opt, learning_rate(2e-3, step * batch, samples, step, warmup=50, decay=0.6))
+        opt.param_groups[0]["lr"] = learning_rate(2e-3, step * batch, samples, step, warmup=50, decay=0.6)
         i = np.sort(np.random.randint(0, len(data.scenes), batch))
         out = net(soften(data.pixels(i).to(device)))
         loss = sum(F.cross_entropy(out[k], y[i, j]) for j, k in enumerate(HEADS))
