@@ -1,0 +1,76 @@
+// Kernels that show what the shim does, and errors that it must find. tests/shim.rs runs them; nothing else does.
+
+#include "device.cuh"
+
+KERNEL(scale_f32, (256), float* values, float factor, int count) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) values[i] *= factor;
+}
+
+// sums[block] = the sum of a block's values.
+KERNEL(probe_block_sum, (256), float* sums, const float* values) {
+    float sum = block_sum(values[blockIdx.x * blockDim.x + threadIdx.x], reinterpret_cast<float*>(shared_memory()));
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// d[16 × 8] = a[16 × depth] · b[depth × 8], by way of shared memory; a and b are row by row.
+template <typename T> DEVICE void product(float* d, const T* a, const T* b, int depth) {
+    T* tile_a = reinterpret_cast<T*>(shared_memory());
+    T* tile_b = tile_a + 16 * depth;
+    int lane = threadIdx.x;
+    for (int i = lane * 8; i < 16 * depth; i += 32 * 8) cp_async_16(tile_a + i, a + i);
+    for (int i = lane * 8; i < depth * 8; i += 32 * 8) cp_async_16(tile_b + i, b + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    float sums[4] = {};
+    int k = 0;
+    for (; k + 16 <= depth; k += 16) {
+        uint32_t left[4], right[2];
+        ldmatrix_x4(left, tile_a + (lane % 16) * depth + k + lane / 16 * 8);
+        ldmatrix_x2_transposed(right, tile_b + (k + lane % 16) * 8);
+        mma_m16n8k16<T>(sums, left, right);
+    }
+    if (k < depth) {
+        uint32_t left[2], right[4];
+        ldmatrix_x2(left, tile_a + (lane % 16) * depth + k);
+        ldmatrix_x4_transposed(right, tile_b + (k + lane % 8) * 8);
+        mma_m16n8k8<T>(sums, left[0], left[1], right[0]);
+    }
+    float* row = d + lane / 4 * 8 + lane % 4 * 2;
+    store_vector(row, float2{sums[0], sums[1]});
+    store_vector(row + 64, float2{sums[2], sums[3]});
+}
+KERNEL(probe_product_f16, (32), float* d, const f16* a, const f16* b, int depth) { product(d, a, b, depth); }
+KERNEL(probe_product_bf16, (32), float* d, const bf16* a, const bf16* b, int depth) { product(d, a, b, depth); }
+
+KERNEL(probe_round, (32), f16* half, bf16* brain, const float* values, int count) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        half[i] = from_f32<f16>(values[i]);
+        brain[i] = from_f32<bf16>(values[i]);
+    }
+}
+
+// Reads what the next thread writes, without a barrier between unless `barrier`.
+KERNEL(probe_race, (64), float* values, int barrier) {
+    float* cells = reinterpret_cast<float*>(shared_memory());
+    cells[threadIdx.x] = threadIdx.x;
+    if (barrier) __syncthreads();
+    values[threadIdx.x] = cells[(threadIdx.x + 1) % blockDim.x];
+}
+
+// What goes wrong: 0 nothing, 1 a thread ends before a barrier, 2 a lane skips a shuffle, 3 an address is not aligned, 4 a write
+// behind shared memory, 5 a copy is read before it has been waited for.
+KERNEL(probe_error, (64), float* values, int error) {
+    float* cells = reinterpret_cast<float*>(shared_memory());
+    int i = threadIdx.x;
+    __syncthreads();
+    float next = values[i];
+    if (error != 2 || i != 40) next = __shfl_xor_sync(ALL_LANES, next, 1);
+    if (error == 3) next = load_vector<float4>(values + i % 2).x;
+    cells[error == 4 ? i + 1 : i] = next;
+    if (error == 5 && i % 4 == 0) cp_async_16(cells + i, values + i);
+    if (error == 1 && i == 5) return;
+    __syncthreads();
+    values[i] = cells[i];
+}

@@ -1,0 +1,299 @@
+// The fibers behind shim.hpp, and the launch.
+
+#include "shim.hpp"
+
+#include <csetjmp>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <ucontext.h>
+
+namespace host {
+
+__thread Place place;
+
+namespace {
+
+constexpr size_t STACK_BYTES = 128 << 10, GUARD_BYTES = 4096, COPY_BYTES = 16;
+constexpr unsigned MAX_THREADS = 1024, MAX_SHARED_BYTES = 227 << 10;
+constexpr unsigned char UNWRITTEN = 0xff;  // a NaN in f16, bf16, f32
+
+Kernel* kernels = nullptr;
+
+enum class State { Ready, AtBarrier, InWarp, Done };
+
+struct Copy { void* to; const void* from; bool valid; };
+
+struct Fiber {
+    std::unique_ptr<unsigned char[]> stack{new unsigned char[STACK_BYTES]};
+    ucontext_t entry;
+    jmp_buf context;
+    bool entered = false;
+    State state;
+    int line;
+    uint3 thread;
+    unsigned number;
+    std::vector<std::vector<Copy>> groups;  // of cp_async_16; the last one is open
+};
+
+struct Warp {
+    Deposits deposits[2];
+    unsigned arrived = 0, round = 0;
+    const char* operation;
+    int line;
+};
+
+struct Block {
+    std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
+    std::vector<Warp> warps;
+    std::vector<unsigned char> memory;
+    const Kernel* kernel;
+    void** arguments;
+    unsigned threads;
+    Fiber* running;
+    jmp_buf scheduler;
+    std::string error;
+    uint64_t schedule = 0;
+};
+
+thread_local Block block;
+
+void describe(const char* what, int line) {
+    char text[512];
+    std::snprintf(text, sizeof text, "%s, line %d: %s (block %u %u %u, thread %u %u %u)", block.kernel->name, line, what,
+                  place.block.x, place.block.y, place.block.z, place.thread.x, place.thread.y, place.thread.z);
+    block.error = text;
+}
+
+// The fiber that runs gives way; it goes on where it left when the scheduler resumes it.
+__attribute__((noinline)) void leave(State state, int line) {
+    block.running->state = state;
+    block.running->line = line;
+    if (_setjmp(block.running->context) == 0) _longjmp(block.scheduler, 1);
+}
+
+void run_fiber() {
+    for (;;) {
+        block.kernel->invoke(block.kernel->function, block.arguments);
+        finish_copies(0);
+        leave(State::Done, 0);
+    }
+}
+
+__attribute__((noinline)) void resume(Fiber& fiber) {
+    block.running = &fiber;
+    place.thread = fiber.thread;
+    if (_setjmp(block.scheduler) != 0) return;
+    if (fiber.entered) _longjmp(fiber.context, 1);
+    fiber.entered = true;
+    setcontext(&fiber.entry);
+}
+
+// `threads` fibers that stand at the kernel's first instruction. After an error they are made anew.
+void prepare_fibers(bool anew) {
+    if (anew) block.fibers.clear();
+    while (block.fibers.size() < block.threads) {
+        auto fiber = std::make_unique<Fiber>();
+        getcontext(&fiber->entry);
+        fiber->entry.uc_stack.ss_sp = fiber->stack.get();
+        fiber->entry.uc_stack.ss_size = STACK_BYTES;
+        fiber->entry.uc_link = nullptr;
+        makecontext(&fiber->entry, run_fiber, 0);
+        block.fibers.push_back(std::move(fiber));
+    }
+    for (unsigned i = 0; i < block.threads; ++i) {
+        Fiber& fiber = *block.fibers[i];
+        fiber.state = State::Ready;
+        fiber.number = i;
+        fiber.groups.assign(1, {});
+        uint3 size = place.block_size;
+        fiber.thread = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    }
+    block.warps.assign((block.threads + LANES - 1) / LANES, Warp());
+}
+
+// Runs the block that `place` names, in the order of threads, or in the order drawn from `random`.
+bool run_block(std::mt19937_64* random) {
+    std::vector<unsigned> order(block.threads);
+    for (unsigned i = 0; i < block.threads; ++i) order[i] = i;
+    for (;;) {
+        if (random) std::shuffle(order.begin(), order.end(), *random);
+        bool progress = false;
+        for (unsigned number : order) {
+            if (block.fibers[number]->state != State::Ready) continue;
+            progress = true;
+            resume(*block.fibers[number]);
+            if (!block.error.empty()) return false;
+        }
+        if (progress) continue;
+
+        unsigned done = 0, waiting = 0;
+        const Fiber* stuck = nullptr;
+        for (unsigned i = 0; i < block.threads; ++i) {
+            const Fiber& fiber = *block.fibers[i];
+            done += fiber.state == State::Done;
+            waiting += fiber.state == State::AtBarrier;
+            bool elsewhere = stuck && stuck->state == State::AtBarrier && fiber.line != stuck->line;
+            if (fiber.state == State::InWarp || (fiber.state == State::AtBarrier && (!stuck || elsewhere))) stuck = &fiber;
+        }
+        if (done == block.threads) return true;
+        place.thread = stuck->thread;
+        if (waiting == block.threads) {
+            const Fiber& first = *block.fibers[0];
+            if (stuck->line != first.line) return describe("threads of a block wait at different barriers", stuck->line), false;
+            for (unsigned i = 0; i < block.threads; ++i) block.fibers[i]->state = State::Ready;
+        } else {
+            bool in_warp = stuck->state == State::InWarp;
+            describe(in_warp ? "lanes of a warp wait for one that ended or is elsewhere"
+                             : "threads wait at a barrier for others that ended", stuck->line);
+            return false;
+        }
+    }
+}
+
+bool guards_are_whole(const unsigned char* shared, unsigned shared_bytes) {
+    auto whole = [](const unsigned char* from) {
+        return std::all_of(from, from + GUARD_BYTES, [](unsigned char byte) { return byte == UNWRITTEN; });
+    };
+    return whole(shared - GUARD_BYTES) && whole(shared + shared_bytes);
+}
+
+float widen(uint16_t bits) {
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
+                      : exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp(1.0f * fraction, -24);
+    return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+const float* all_f16_values() {
+    static float values[1 << 16];
+    for (unsigned bits = 0; bits < 1 << 16; ++bits) values[bits] = widen(static_cast<uint16_t>(bits));
+    return values;
+}
+
+}  // namespace
+
+const float* const f16_values = all_f16_values();
+
+uint16_t f16_from(float x) {
+    uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    if (std::isnan(x)) return 0x7fff;
+    float magnitude = std::fabs(x);
+    if (magnitude >= 65520.0f) return sign | 0x7c00;
+    // In the smallest normal's unit and below, a number is an integer multiple of 2^-24; nearbyint ties to even.
+    if (magnitude < 0x1p-14f) return sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f));
+    unsigned bits = __float_as_uint(magnitude);
+    bits += 0xfff + (bits >> 13 & 1);
+    return sign | static_cast<uint16_t>((bits >> 13) - (112 << 10));
+}
+
+void register_kernel(Kernel& kernel) {
+    kernel.next = kernels;
+    kernels = &kernel;
+}
+
+unsigned lane() { return block.running->number % LANES; }
+
+void fail(const char* what, int line) {
+    describe(what, line);
+    _longjmp(block.scheduler, 1);
+}
+
+void block_barrier(int line) { leave(State::AtBarrier, line); }
+
+const Deposits& meet(const void* deposit, size_t bytes, const char* operation, int line) {
+    unsigned number = block.running->number, first = number / LANES * LANES;
+    if (first + LANES > block.threads) fail("a warp function in a warp of less than 32 threads", line);
+    Warp& warp = block.warps[number / LANES];
+    Deposits& table = warp.deposits[warp.round % 2];
+    std::memcpy(table.bytes[number % LANES], deposit, bytes);
+    if (warp.arrived == 0) warp.operation = operation, warp.line = line;
+    if (std::strcmp(warp.operation, operation) != 0 || warp.line != line) fail("lanes of a warp are at different places", line);
+    if (++warp.arrived < LANES) {
+        leave(State::InWarp, line);
+    } else {
+        warp.arrived = 0;
+        ++warp.round;
+        for (unsigned i = first; i < first + LANES; ++i) block.fibers[i]->state = State::Ready;
+    }
+    return table;
+}
+
+void queue_copy(void* to, const void* from, bool valid) { block.running->groups.back().push_back({to, from, valid}); }
+void close_copies() { block.running->groups.emplace_back(); }
+void finish_copies(int pending) {
+    auto& groups = block.running->groups;
+    size_t closed = groups.size() - 1, finished = closed > size_t(pending) ? closed - pending : 0;
+    for (size_t i = 0; i < finished; ++i) {
+        for (const Copy& copy : groups[i]) {
+            if (copy.valid) std::memcpy(copy.to, copy.from, COPY_BYTES);
+            else std::memset(copy.to, 0, COPY_BYTES);
+        }
+    }
+    groups.erase(groups.begin(), groups.begin() + finished);
+}
+
+}  // namespace host
+
+// 0, or 1 with a reason in host_last_error(). `arguments` is what cuLaunchKernel takes.
+extern "C" int host_launch(const char* name, uint3 grid, uint3 size, unsigned shared_bytes, void** arguments) {
+    using namespace host;
+    auto refuse = [&](const char* why) { return block.error = std::string(name) + ": " + why, 1; };
+    const Kernel* kernel = kernels;
+    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    if (!kernel) return refuse("no such kernel");
+    block.kernel = kernel;
+    block.arguments = arguments;
+    block.threads = size.x * size.y * size.z;
+    if (block.threads == 0 || block.threads > MAX_THREADS) return refuse("a block has 1 to 1024 threads");
+    if (block.threads > kernel->bounds.threads) return refuse("more threads than the kernel's bounds");
+    if (shared_bytes > MAX_SHARED_BYTES) return refuse("more shared memory than 227 KiB");
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return refuse("a grid that no card takes");
+
+    bool failed_before = !block.error.empty();
+    block.error.clear();
+    place.block_size = size;
+    place.grid_size = grid;
+    std::mt19937_64 random(block.schedule);
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) {
+                place.block = {x, y, z};
+                prepare_fibers(failed_before);
+                failed_before = false;
+                block.memory.assign(shared_bytes + 2 * GUARD_BYTES + 128, UNWRITTEN);
+                auto start = reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD_BYTES;
+                place.shared = reinterpret_cast<unsigned char*>((start + 127) / 128 * 128);
+                if (!run_block(block.schedule ? &random : nullptr)) return 1;
+                if (!guards_are_whole(place.shared, shared_bytes)) {
+                    return describe("writes outside of its shared memory", 0), 1;
+                }
+            }
+        }
+    }
+    return 0;
+}
+
+// Why the latest launch of this CPU thread failed.
+extern "C" const char* host_last_error() { return host::block.error.c_str(); }
+
+// The order in which later launches of this CPU thread run a block's threads: 0 their own, others a random one.
+extern "C" void host_set_schedule(uint64_t seed) { host::block.schedule = seed; }
+
+// A letter a parameter (p pointer, i int32, u uint32, l int64, v uint64, f float), or null if there is no such kernel.
+extern "C" const char* host_signature(const char* name) {
+    for (const host::Kernel* kernel = host::kernels; kernel; kernel = kernel->next) {
+        if (std::strcmp(kernel->name, name) == 0) return kernel->signature;
+    }
+    return nullptr;
+}
+
+// The name of kernel `index`, in no order; null behind the last.
+extern "C" const char* host_kernel_name(unsigned index) {
+    const host::Kernel* kernel = host::kernels;
+    while (kernel && index-- > 0) kernel = kernel->next;
+    return kernel ? kernel->name : nullptr;
+}

@@ -1,0 +1,61 @@
+//! Memory that stands for a card's.
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+
+/// What a buffer holds: numbers without padding, for which any bits are a value.
+pub trait Number: Copy {}
+impl Number for f32 {}
+impl Number for half::f16 {}
+impl Number for half::bf16 {}
+impl Number for i32 {}
+impl Number for u32 {}
+impl Number for u64 {}
+
+const GUARD_WORDS: usize = 64;
+const GUARD: u128 = u128::MAX; // a NaN in every float type
+
+/// Numbers that kernels read and write, 16-byte aligned, between guards that are NaN.
+pub struct Buffer<T> {
+    words: UnsafeCell<Vec<u128>>,
+    len: usize,
+    number: PhantomData<T>,
+}
+
+impl<T: Number> Buffer<T> {
+    /// `len` numbers whose bits are all ones: NaN, or −1.
+    pub fn unwritten(len: usize) -> Self {
+        let words = (len * size_of::<T>()).div_ceil(size_of::<u128>()) + 2 * GUARD_WORDS;
+        Self { words: UnsafeCell::new(vec![GUARD; words]), len, number: PhantomData }
+    }
+
+    /// A copy of `values`.
+    pub fn from_slice(values: &[T]) -> Self {
+        let buffer = Self::unwritten(values.len());
+        // SAFETY: the buffer has room for as many numbers; nobody else knows it yet.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer.as_ptr(), values.len()) };
+        buffer
+    }
+
+    /// The first number.
+    pub fn as_ptr(&self) -> *mut T {
+        // SAFETY: no reference to the words lives longer than a call; the guard is in front of the numbers.
+        unsafe { (*self.words.get()).as_mut_ptr().add(GUARD_WORDS).cast() }
+    }
+
+    /// The numbers now.
+    ///
+    /// # Panics
+    /// A kernel wrote outside of the buffer.
+    pub fn to_vec(&self) -> Vec<T> {
+        let bytes = self.len * size_of::<T>();
+        // SAFETY: as in as_ptr; the words are initialised, and any bits are numbers.
+        let (words, values) =
+            unsafe { (&*self.words.get(), std::slice::from_raw_parts(self.as_ptr(), self.len)) };
+        let all: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let guard = GUARD_WORDS * size_of::<u128>();
+        let whole = all[..guard].iter().chain(&all[guard + bytes..]).all(|&byte| byte == 0xff);
+        assert!(whole, "a kernel wrote outside of a buffer of {} numbers", self.len);
+        values.to_vec()
+    }
+}

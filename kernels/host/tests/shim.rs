@@ -1,0 +1,127 @@
+//! The shim itself: it computes what a card computes, and finds the errors that it says it finds.
+
+use half::{bf16, f16};
+use host_kernels::{Argument, Buffer, Launch, LaunchError, Number, shuffled};
+
+fn probe(name: &str, blocks: u32, threads: u32, shared_bytes: u32) -> Launch<'_> {
+    Launch { name, grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes }
+}
+
+#[test]
+fn a_block_sums() -> Result<(), LaunchError> {
+    for threads in [32, 64, 256] {
+        let values: Vec<f32> = (0..2 * threads).map(|i| i as f32).collect();
+        let expected: Vec<f32> = values.chunks(threads).map(|block| block.iter().sum()).collect();
+        let sums = Buffer::<f32>::unwritten(2);
+        probe("probe_block_sum", 2, threads as u32, 128)
+            .run(&[(&sums).into(), (&Buffer::from_slice(&values)).into()])?;
+        assert_eq!(sums.to_vec(), expected);
+    }
+    Ok(())
+}
+
+/// Small whole numbers, whose products and sums are exact in every order.
+fn products_are_exact<T: Number>(name: &str, number: impl Fn(f32) -> T) -> Result<(), LaunchError> {
+    for depth in [8, 16, 24, 40] {
+        let whole =
+            |count, step| -> Vec<f32> { (0..count).map(|i| ((i * step) % 13) as f32 - 6.0).collect() };
+        let (a, b) = (whole(16 * depth, 5), whole(depth * 8, 7));
+        let buffer =
+            |values: &[f32]| Buffer::from_slice(&values.iter().map(|&x| number(x)).collect::<Vec<T>>());
+        let d = Buffer::<f32>::unwritten(16 * 8);
+        let shared = 2 * 24 * depth as u32;
+        probe(name, 1, 32, shared).run(&[
+            (&d).into(),
+            (&buffer(&a)).into(),
+            (&buffer(&b)).into(),
+            (depth as i32).into(),
+        ])?;
+        for (i, &got) in d.to_vec().iter().enumerate() {
+            let (row, column) = (i / 8, i % 8);
+            let expected: f32 = (0..depth).map(|k| a[row * depth + k] * b[k * 8 + column]).sum();
+            assert_eq!(got, expected, "{name}: depth {depth}, row {row}, column {column}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tensor_core_products_are_products() -> Result<(), LaunchError> {
+    products_are_exact("probe_product_f16", f16::from_f32)?;
+    products_are_exact("probe_product_bf16", bf16::from_f32)
+}
+
+#[test]
+fn numbers_are_rounded_to_the_nearest() -> Result<(), LaunchError> {
+    let mut values =
+        vec![0.0, -0.0, f32::INFINITY, 65504.0, 65519.9, 65520.0, 1e-8, 2.98e-8, 2.99e-8, 6.1e-5, 3.4e38];
+    // Every 16-bit number, and the midpoints between neighbours, where ties go to even.
+    for bits in 0..0x7c00u16 {
+        let (low, high) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+        values.extend([low, -low]);
+        values.extend(high.is_finite().then_some((low + high) / 2.0));
+        values.push(f32::from_bits(u32::from(bits) << 16 | 0x8000));
+    }
+    let (half, brain) = (Buffer::<f16>::unwritten(values.len()), Buffer::<bf16>::unwritten(values.len()));
+    let given = Buffer::from_slice(&values);
+    let arguments = [(&half).into(), (&brain).into(), (&given).into(), (values.len() as i32).into()];
+    probe("probe_round", 1, 32, 0).run(&arguments)?;
+    for ((&x, half), brain) in values.iter().zip(half.to_vec()).zip(brain.to_vec()) {
+        assert_eq!(half.to_bits(), f16::from_f32(x).to_bits(), "{x:e}");
+        assert_eq!(brain.to_bits(), bf16::from_f32(x).to_bits(), "{x:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_missing_barrier_shows() -> Result<(), LaunchError> {
+    let run = |barrier: i32, seed| {
+        let values = Buffer::<f32>::unwritten(64);
+        shuffled(seed, || probe("probe_race", 1, 64, 256).run(&[(&values).into(), barrier.into()]))?;
+        Ok::<_, LaunchError>(values.to_vec().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+    };
+    assert_eq!(run(1, 0)?, run(1, 1)?);
+    assert_ne!(run(0, 0)?, run(0, 1)?);
+    Ok(())
+}
+
+#[test]
+fn errors_are_found() -> Result<(), LaunchError> {
+    let values = Buffer::from_slice(&[1.0f32; 64]);
+    let run = |error: i32| probe("probe_error", 1, 64, 256).run(&[(&values).into(), error.into()]);
+    let errors = [
+        "",
+        "at a barrier for others",
+        "lanes of a warp wait",
+        "not aligned",
+        "outside of its shared memory",
+    ];
+    for (number, expected) in errors.iter().enumerate().skip(1) {
+        let why = run(number as i32).expect_err(expected).to_string();
+        assert!(why.contains(expected), "{why}");
+        run(0)?;
+    }
+    // The copy came too late to undo the exchange of neighbours, as it may on a card.
+    let values = Buffer::from_slice(&(0..64).map(|i| i as f32).collect::<Vec<_>>());
+    probe("probe_error", 1, 64, 256).run(&[(&values).into(), 5i32.into()])?;
+    assert_eq!(values.to_vec(), (0..64).map(|i| (i ^ 1) as f32).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn a_launch_is_checked() {
+    let values = Buffer::from_slice(&[1.0f32; 64]);
+    let refused = |launch: Launch<'_>, arguments: &[Argument<'_>], expected: &str| {
+        let why = launch.run(arguments).expect_err(expected).to_string();
+        assert!(why.contains(expected), "{why}");
+    };
+    refused(probe("scale", 1, 32, 0), &[], "no such kernel");
+    refused(
+        probe("scale_f32", 1, 32, 0),
+        &[(&values).into(), 1i32.into(), 1i32.into()],
+        "parameters are pfi",
+    );
+    let arguments = [(&values).into(), 2.0f32.into(), 64i32.into()];
+    refused(probe("scale_f32", 1, 257, 0), &arguments, "bounds");
+    refused(probe("scale_f32", 1, 32, 1 << 20), &arguments, "shared memory");
+}
