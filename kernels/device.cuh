@@ -21,6 +21,7 @@ using f16 = __half;
 using bf16 = __nv_bfloat16;
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 #define KERNEL(name, bounds, ...) extern "C" __global__ void __launch_bounds__ bounds name(__VA_ARGS__)
 
 DEVICE unsigned char* shared_memory() {

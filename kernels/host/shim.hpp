@@ -26,6 +26,7 @@ struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 
 #define DEVICE static inline
+#define DEVICE_MEMBER inline
 #define __restrict__ __restrict
 
 namespace host {

@@ -1,0 +1,68 @@
+//! What the kernels' tests share: storage types, random numbers, comparison.
+#![allow(dead_code)] // each test file uses its part
+
+use half::{bf16, f16};
+use host_kernels::{Buffer, Number};
+
+/// A type that kernels store numbers in.
+pub trait Storage: Number {
+    /// As kernels are named.
+    const NAME: &'static str;
+    /// The distance from 1 to the next number: rounding errs by half of it.
+    const EPSILON: f64;
+    fn round(value: f64) -> Self;
+    fn value(self) -> f64;
+}
+
+macro_rules! storage {
+    ($type:ty, $name:literal, $epsilon:expr, $round:expr) => {
+        impl Storage for $type {
+            const NAME: &'static str = $name;
+            const EPSILON: f64 = $epsilon;
+            fn round(value: f64) -> Self {
+                $round(value)
+            }
+            fn value(self) -> f64 {
+                f64::from(self)
+            }
+        }
+    };
+}
+storage!(f32, "f32", 1.1920929e-7, |value| value as f32);
+storage!(f16, "f16", 1.0 / 1024.0, f16::from_f64);
+storage!(bf16, "bf16", 1.0 / 128.0, bf16::from_f64);
+
+/// Numbers in −1…1 (splitmix64).
+pub struct Uniform(pub u64);
+
+impl Uniform {
+    pub fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
+    }
+
+    /// `len` numbers of a type.
+    pub fn numbers<T: Storage>(&mut self, len: usize) -> Vec<T> {
+        (0..len).map(|_| T::round(self.next())).collect()
+    }
+}
+
+/// As `f64`.
+pub fn values<T: Storage>(numbers: &[T]) -> Vec<f64> {
+    numbers.iter().map(|x| x.value()).collect()
+}
+
+/// Every number of `buffer` is within `tolerance` of what is expected there.
+pub fn assert_close<T: Storage>(what: &str, buffer: &Buffer<T>, expected: &[f64], tolerance: f64) {
+    let got = values(&buffer.to_vec());
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (got - expected).abs() <= tolerance,
+            "{what}[{i}] = {got}, expected {expected} ± {tolerance:.2e}"
+        );
+    }
+}
