@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use half::{bf16, f16};
-use host_kernels::{Buffer, Number};
+use host_kernels::{Argument, Buffer, Number};
 
 /// A type that kernels store numbers in.
 pub trait Storage: Number {
@@ -55,14 +55,59 @@ pub fn values<T: Storage>(numbers: &[T]) -> Vec<f64> {
     numbers.iter().map(|x| x.value()).collect()
 }
 
-/// Every number of `buffer` is within `tolerance` of what is expected there.
-pub fn assert_close<T: Storage>(what: &str, buffer: &Buffer<T>, expected: &[f64], tolerance: f64) {
-    let got = values(&buffer.to_vec());
+/// Every number of `got` is as expected, give or take the tolerance of its index.
+pub fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let tolerance = tolerance(i);
         assert!(
             (got - expected).abs() <= tolerance,
             "{what}[{i}] = {got}, expected {expected} ± {tolerance:.2e}"
         );
+    }
+}
+
+/// Rows in a wider buffer, with a gap of NaN behind each.
+pub struct Matrix<T> {
+    buffer: Buffer<T>,
+    width: usize,
+    stride: usize,
+}
+
+impl<T: Storage> Matrix<T> {
+    /// Rows of `width` numbers, and a gap behind each.
+    pub fn from_slice(numbers: &[T], width: usize, gap: usize) -> Self {
+        let stride = width + gap;
+        let unwritten = Buffer::<T>::unwritten(1).to_vec()[0];
+        let mut all = vec![unwritten; numbers.len() / width * stride];
+        for (row, numbers) in all.chunks_mut(stride).zip(numbers.chunks(width)) {
+            row[..width].copy_from_slice(numbers);
+        }
+        Self { buffer: Buffer::from_slice(&all), width, stride }
+    }
+
+    /// The same, to be written by a kernel.
+    pub fn unwritten(rows: usize, width: usize, gap: usize) -> Self {
+        let stride = width + gap;
+        Self { buffer: Buffer::unwritten(rows * stride), width, stride }
+    }
+
+    /// From row to row.
+    pub fn stride(&self) -> i32 {
+        self.stride as i32
+    }
+
+    /// The numbers without the gaps, which are as they were.
+    pub fn values(&self) -> Vec<f64> {
+        let all = values(&self.buffer.to_vec());
+        let gaps = all.chunks(self.stride).flat_map(|row| &row[self.width..]);
+        assert!(gaps.into_iter().all(|x| x.is_nan()), "a kernel wrote between rows");
+        all.chunks(self.stride).flat_map(|row| &row[..self.width]).copied().collect()
+    }
+}
+
+impl<'a, T: Storage> From<&'a Matrix<T>> for Argument<'a> {
+    fn from(matrix: &'a Matrix<T>) -> Self {
+        (&matrix.buffer).into()
     }
 }
