@@ -295,11 +295,11 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
     }                                                                                                                  \
     KERNEL(attention_backward_tail_##T##_d##D, (TailShape<D>::WARPS * 32), float* d_k, float* d_v, const T* d_o,       \
            const float* lse, const float* delta, const T* q, const T* k, const T* v, int queries, int keys, int n,     \
-           int splits, int d_o_stride, int q_stride, int k_stride, int v_stride, float scale) {                        \
-        int width = gridDim.y * D;                                                                                     \
+           int splits, int d_k_stride, int d_v_stride, int d_o_stride, int q_stride, int k_stride, int v_stride,       \
+           float scale) {                                                                                              \
         attention_backward_keys<T, D, TailShape<D>>(d_k, d_v, d_o, lse, delta, q, k, v, queries, keys, keys - n,       \
-                                                    splits, width, width, d_o_stride, q_stride, k_stride, v_stride,    \
-                                                    scale);                                                            \
+                                                    splits, d_k_stride, d_v_stride, d_o_stride, q_stride, k_stride,    \
+                                                    v_stride, scale);                                                  \
     }
 BACKWARD(f16, 40)
 BACKWARD(f16, 64)

@@ -33,7 +33,7 @@ struct Fiber {
     jmp_buf context;
     bool entered = false;
     State state;
-    int line;
+    int line, predicate;
     uint3 thread;
     unsigned number;
     std::vector<std::vector<Copy>> groups;  // of cp_async_16; the last one is open
@@ -53,6 +53,7 @@ struct Block {
     const Kernel* kernel;
     void** arguments;
     unsigned threads;
+    int any;  // of the predicates at the latest barrier
     Fiber* running;
     jmp_buf scheduler;
     std::string error;
@@ -144,7 +145,11 @@ bool run_block(std::mt19937_64* random) {
         if (waiting == block.threads) {
             const Fiber& first = *block.fibers[0];
             if (stuck->line != first.line) return describe("threads of a block wait at different barriers", stuck->line), false;
-            for (unsigned i = 0; i < block.threads; ++i) block.fibers[i]->state = State::Ready;
+            block.any = 0;
+            for (unsigned i = 0; i < block.threads; ++i) {
+                block.fibers[i]->state = State::Ready;
+                block.any |= block.fibers[i]->predicate != 0;
+            }
         } else {
             bool in_warp = stuck->state == State::InWarp;
             describe(in_warp ? "lanes of a warp wait for one that ended or is elsewhere"
@@ -202,7 +207,11 @@ void fail(const char* what, int line) {
     _longjmp(block.scheduler, 1);
 }
 
-void block_barrier(int line) { leave(State::AtBarrier, line); }
+int block_barrier(int line, int predicate) {
+    block.running->predicate = predicate;
+    leave(State::AtBarrier, line);
+    return block.any;
+}
 
 const Deposits& meet(const void* deposit, size_t bytes, const char* operation, int line) {
     unsigned number = block.running->number, first = number / LANES * LANES;
@@ -283,7 +292,7 @@ extern "C" const char* host_last_error() { return host::block.error.c_str(); }
 // The order in which later launches of this CPU thread run a block's threads: 0 their own, others a random one.
 extern "C" void host_set_schedule(uint64_t seed) { host::block.schedule = seed; }
 
-// A letter a parameter (p pointer, i int32, u uint32, l int64, v uint64, f float), or null if there is no such kernel.
+// A letter a parameter (p pointer, i int32, u uint32, l int64, v uint64, f float, d double), or null if there is no such kernel.
 extern "C" const char* host_signature(const char* name) {
     for (const host::Kernel* kernel = host::kernels; kernel; kernel = kernel->next) {
         if (std::strcmp(kernel->name, name) == 0) return kernel->signature;

@@ -46,10 +46,11 @@ struct Kernel {
 };
 void register_kernel(Kernel& kernel);
 
-// How a parameter is written in a signature: p pointer, i int32, u uint32, l int64, v uint64, f float.
+// How a parameter is written in a signature: p pointer, i int32, u uint32, l int64, v uint64, f float, d double.
 template <typename T> constexpr char letter() {
     if constexpr (std::is_pointer_v<T>) return 'p';
     else if constexpr (std::is_same_v<T, float>) return 'f';
+    else if constexpr (std::is_same_v<T, double>) return 'd';
     else {
         static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "a kernel's parameter has another type");
         return sizeof(T) == 4 ? (std::is_signed_v<T> ? 'i' : 'u') : (std::is_signed_v<T> ? 'l' : 'v');
@@ -85,7 +86,7 @@ extern __thread Place place;
 constexpr unsigned LANES = 32, DEPOSIT_BYTES = 64;
 struct Deposits { alignas(16) unsigned char bytes[LANES][DEPOSIT_BYTES]; };
 const Deposits& meet(const void* deposit, size_t bytes, const char* operation, int line);
-void block_barrier(int line);
+int block_barrier(int line, int predicate = 0);  // whether any thread's predicate holds
 unsigned lane();
 [[noreturn]] void fail(const char* what, int line);
 void queue_copy(void* to, const void* from, bool valid);
@@ -110,10 +111,12 @@ inline void check_alignment(const void* address, size_t bytes, const char* what,
 
 DEVICE unsigned char* shared_memory() { return host::place.shared; }
 DEVICE void __syncthreads(int line = __builtin_LINE()) { host::block_barrier(line); }
+DEVICE int __syncthreads_or(int predicate, int line = __builtin_LINE()) { return host::block_barrier(line, predicate); }
 DEVICE void __syncwarp(unsigned = ~0u, int line = __builtin_LINE()) { host::meet("", 1, "__syncwarp", line); }
 
 // ---- CUDA's arithmetic ----
 
+using std::isfinite;
 using std::max;
 using std::min;
 constexpr float CUDART_INF_F = std::numeric_limits<float>::infinity();
@@ -123,6 +126,10 @@ DEVICE float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __logf(x) std::log(static_cast<float>(x))
 DEVICE float __fdividef(float x, float y) { return x / y; }
 DEVICE unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
+DEVICE void sincospif(float x, float* sine, float* cosine) {
+    double angle = 3.14159265358979323846 * x;
+    *sine = static_cast<float>(std::sin(angle)), *cosine = static_cast<float>(std::cos(angle));
+}
 DEVICE unsigned __float_as_uint(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
 DEVICE float __uint_as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
 DEVICE float exp2_approx(float x) { return std::exp2(x); }

@@ -3,6 +3,8 @@
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 
+use crate::Argument;
+
 /// What a buffer holds: numbers without padding, for which any bits are a value.
 pub trait Number: Copy {}
 impl Number for f32 {}
@@ -43,6 +45,15 @@ impl<T: Number> Buffer<T> {
         unsafe { (*self.words.get()).as_mut_ptr().add(GUARD_WORDS).cast() }
     }
 
+    /// An argument that points to number `index`.
+    ///
+    /// # Panics
+    /// There is no such number.
+    pub fn at(&self, index: usize) -> Argument<'_> {
+        assert!(index < self.len, "number {index} of {}", self.len);
+        Argument::pointer(self.as_ptr().wrapping_add(index))
+    }
+
     /// The numbers now.
     ///
     /// # Panics
@@ -57,5 +68,11 @@ impl<T: Number> Buffer<T> {
         let whole = all[..guard].iter().chain(&all[guard + bytes..]).all(|&byte| byte == 0xff);
         assert!(whole, "a kernel wrote outside of a buffer of {} numbers", self.len);
         values.to_vec()
+    }
+}
+
+impl<'a, T: Number> From<&'a Buffer<T>> for Argument<'a> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        Self::pointer(buffer.as_ptr())
     }
 }

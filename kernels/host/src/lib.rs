@@ -39,11 +39,9 @@ pub struct Argument<'a> {
 impl Argument<'_> {
     /// No buffer, for a parameter that may be null.
     pub const NULL: Self = Self { bits: [0; 8], letter: 'p', borrowed: PhantomData };
-}
 
-impl<'a, T: Number> From<&'a Buffer<T>> for Argument<'a> {
-    fn from(buffer: &'a Buffer<T>) -> Self {
-        Self { bits: (buffer.as_ptr() as u64).to_ne_bytes(), ..Self::NULL }
+    fn pointer<T>(to: *mut T) -> Self {
+        Self { bits: (to as u64).to_ne_bytes(), ..Self::NULL }
     }
 }
 
@@ -58,7 +56,7 @@ macro_rules! argument_from {
         })*
     };
 }
-argument_from!(i32 => 'i', u32 => 'u', i64 => 'l', u64 => 'v', f32 => 'f');
+argument_from!(i32 => 'i', u32 => 'u', i64 => 'l', u64 => 'v', f32 => 'f', f64 => 'd');
 
 /// What `cuLaunchKernel` is told beside the arguments.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +115,7 @@ impl Launch<'_> {
 }
 
 /// A letter for each of a kernel's parameters, if there is such a kernel: `p` pointer, `i` int32, `u` uint32, `l` int64,
-/// `v` uint64, `f` float.
+/// `v` uint64, `f` float, `d` double.
 pub fn signature(name: &str) -> Option<&'static str> {
     let name = CString::new(name).ok()?;
     // SAFETY: the name ends with a zero.

@@ -255,38 +255,37 @@ fn backward<T: Storage>(head: Head, problem: &Problem, n: usize, splits: usize) 
         [&[(&d_k).into(), (&d_v).into()], given.as_slice(), &lengths, &strides, &inputs, &scale].concat();
     problem.launch::<T>("backward_keys", head.keys, problem.keys, 1, &arguments)?;
 
-    let count = images * n * width;
-    let [k_parts, v_parts] = [(); 2].map(|()| Buffer::<f32>::unwritten(splits * count));
-    let tail = [n as i32, splits as i32, d_o.stride()].map(Argument::from);
+    // The tail's d_k and d_v side by side, [splits, B, n, 2 · width].
+    let count = images * n * 2 * width;
+    let parts = Buffer::<f32>::unwritten(splits * count);
+    let tail =
+        [n as i32, splits as i32, 2 * width as i32, 2 * width as i32, d_o.stride()].map(Argument::from);
     let arguments =
-        [&[(&k_parts).into(), (&v_parts).into()], given.as_slice(), &lengths, &tail, &inputs, &scale]
-            .concat();
+        [&[(&parts).into(), parts.at(width)], given.as_slice(), &lengths, &tail, &inputs, &scale].concat();
     problem.launch::<T>("backward_tail", head.tail, n, splits, &arguments)?;
+    let sums = Buffer::<f32>::unwritten(count);
+    let arguments = [(&sums).into(), (&parts).into(), (count as i32).into(), (splits as i32).into()];
+    let grid = [count.div_ceil(256) as u32, 1, 1];
+    Launch { name: "sum_splits_f32", grid, block: [256, 1, 1], shared_bytes: 0 }.run(&arguments)?;
+    let sums = values(&sums.to_vec());
 
     let what = format!("{} {problem:?}", T::NAME);
     let half_epsilon = HALF_EPSILONS * T::EPSILON / 2.0;
     assert_close(&format!("d_q, {what}"), &d_q.values(), &definition.d_q, |i| {
         half_epsilon * definition.d_q_error[i]
     });
-    for (name, all, parts, expected, error) in [
-        ("d_k", &d_k, &k_parts, &definition.d_k, &definition.d_k_error),
-        ("d_v", &d_v, &v_parts, &definition.d_v, &definition.d_v_error),
+    for (name, all, column, expected, error) in [
+        ("d_k", &d_k, 0, &definition.d_k, &definition.d_k_error),
+        ("d_v", &d_v, width, &definition.d_v, &definition.d_v_error),
     ] {
         assert_close(&format!("{name}, {what}"), &all.values(), expected, |i| half_epsilon * error[i]);
-        let sums = Buffer::<f32>::unwritten(count);
-        let arguments = [(&sums).into(), parts.into(), (count as i32).into(), (splits as i32).into()];
-        let grid = [count.div_ceil(256) as u32, 1, 1];
-        Launch { name: "sum_splits_f32", grid, block: [256, 1, 1], shared_bytes: 0 }.run(&arguments)?;
         let tail_of = |all: &[f64]| -> Vec<f64> {
-            all.chunks(problem.keys * width)
-                .flat_map(|image| &image[(problem.keys - n) * width..])
-                .copied()
-                .collect()
+            let images = all.chunks(problem.keys * width);
+            images.flat_map(|image| &image[(problem.keys - n) * width..]).copied().collect()
         };
         let (expected, error) = (tail_of(expected), tail_of(error));
-        assert_close(&format!("tail of {name}, {what}"), &values(&sums.to_vec()), &expected, |i| {
-            half_epsilon * error[i]
-        });
+        let got: Vec<f64> = sums.chunks(2 * width).flat_map(|row| &row[column..][..width]).copied().collect();
+        assert_close(&format!("tail of {name}, {what}"), &got, &expected, |i| half_epsilon * error[i]);
     }
     Ok(())
 }

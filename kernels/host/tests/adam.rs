@@ -1,0 +1,90 @@
+//! Adam's kernel against torch's formulas in f64.
+
+mod common;
+
+use common::{Uniform, assert_close, values};
+use host_kernels::{Buffer, Launch, LaunchError};
+
+const LEARNING_RATE: f64 = 5e-3;
+const BETAS: [f64; 2] = [0.9, 0.999];
+const EPS: f64 = 1e-8;
+/// What the loss was multiplied by.
+const LOSS_SCALE: f32 = 1024.0;
+const SUBJECTS: usize = 2;
+const STEPS: usize = 12;
+
+/// `torch.optim.Adam.step` of one subject.
+struct Definition {
+    parameters: Vec<f64>,
+    moments: [Vec<f64>; 2],
+    steps: i32,
+}
+
+impl Definition {
+    fn step(&mut self, gradient: &[f64]) {
+        self.steps += 1;
+        let [correction1, correction2] = BETAS.map(|beta| 1.0 - beta.powi(self.steps));
+        for (i, g) in gradient.iter().enumerate() {
+            let [m, v] = &mut self.moments;
+            m[i] = BETAS[0] * m[i] + (1.0 - BETAS[0]) * g;
+            v[i] = BETAS[1] * v[i] + (1.0 - BETAS[1]) * g * g;
+            let denominator = (v[i] / correction2).sqrt() + EPS;
+            self.parameters[i] -= LEARNING_RATE / correction1 * m[i] / denominator;
+        }
+    }
+}
+
+/// Each step rounds the parameter once, and its own size in a handful of operations.
+fn tolerance(parameter: f64) -> f64 {
+    STEPS as f64 * f64::from(f32::EPSILON) * (parameter.abs() + 8.0 * LEARNING_RATE)
+}
+
+#[test]
+fn moves_as_torch_does_and_skips_what_is_not_finite() -> Result<(), LaunchError> {
+    for count in [1, 768, 1023, 1024, 1025, 3840] {
+        let mut random = Uniform(count as u64);
+        let start: Vec<f32> = random.numbers(SUBJECTS * count);
+        let parameters = Buffer::from_slice(&start);
+        let [m, v] = [(); 2].map(|()| Buffer::from_slice(&vec![0f32; SUBJECTS * count]));
+        let [steps, skipped] = [(); 2].map(|()| Buffer::from_slice(&[0i32; SUBJECTS]));
+        let new = |parameters: &[f32]| Definition {
+            parameters: values(parameters),
+            moments: [vec![0.0; count], vec![0.0; count]],
+            steps: 0,
+        };
+        let mut expected: Vec<Definition> = start.chunks(count).map(new).collect();
+        for step in 0..STEPS {
+            let gradients: Vec<f32> = random.numbers(SUBJECTS * count);
+            let mut scaled: Vec<f32> = gradients.iter().map(|g| g * LOSS_SCALE).collect();
+            let broken = (step % 5 == 3).then_some(step / 5 % SUBJECTS);
+            if let Some(subject) = broken {
+                scaled[subject * count + count / 2] = [f32::INFINITY, f32::NAN][step / 5 % 2];
+            }
+            for (subject, gradient) in gradients.chunks(count).enumerate() {
+                if broken != Some(subject) {
+                    expected[subject].step(&values(gradient));
+                }
+            }
+            let gradient = Buffer::from_slice(&scaled);
+            let state = [&parameters, &m, &v, &gradient].map(Into::into);
+            let counters = [&steps, &skipped].map(Into::into);
+            let constants = [LEARNING_RATE, BETAS[0], BETAS[1], EPS].map(Into::into);
+            let arguments = [
+                &state,
+                counters.as_slice(),
+                &[(count as i32).into()],
+                &constants,
+                &[(1.0 / LOSS_SCALE).into()],
+            ];
+            Launch { name: "adam_f32", grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16 }
+                .run(&arguments.concat())?;
+        }
+        let all: Vec<f64> = expected.iter().flat_map(|subject| subject.parameters.clone()).collect();
+        assert_close(&format!("{count} parameters"), &values(&parameters.to_vec()), &all, |i| {
+            tolerance(all[i])
+        });
+        assert_eq!(steps.to_vec(), [11, 11]);
+        assert_eq!(skipped.to_vec(), [1, 1]);
+    }
+    Ok(())
+}
