@@ -10,24 +10,26 @@
 //         for the backward pass; may be null.
 // Needs   compute capability 8.0.
 //
-//         D     threads  queries of a block  keys of a tile  shared memory, bytes   registers (8.0 / 9.0)
-//         40    128      128                 64              20480                  REGS40
-//         64    128      128                 64              36864                  REGS64
-//         80    128      64                  64              45056                  REGS80
-//         160   128      64                  32              43008                  REGS160
+//         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0)
+//         40    128      128                 64              20480                 R40
+//         64    128      128                 64              36864                 R64
+//         80    128      64                  64              45056                 R80
+//         160   128      64                  32              43008                 R160
 //
-//         Grid: queries of a block rounded up in x, heads in y, B in z.
+//         Grid: queries over those of a block, rounded up, in x; heads in y; B in z.
 // Source  FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithm 1: queries in registers, keys and values through two
-//         stages of shared memory, a running maximum m and sum l; exponentials to base 2.
+//         stages of shared memory, a running maximum and sum; exponentials to base 2.
 //
-// Time    SD 1.5 at 512², one image, 8 heads, predicted for an H100 and not yet measured. The tensor cores do at most
-//         about 620 TFLOP/s through mma.sync; the 132 · 16 exponential units 3.7e12 a second. A product of depth 8 costs
-//         as much as one of 16, so D = 40 does the work of 48 in the first product and of 40 in the second.
+// Time    Predicted for an H100, SD 1.5 at 512², one image, 8 heads; not yet measured. Two products of 2 · queries · keys · D
+//         · heads operations at 620 TFLOP/s (what mma.sync reaches of the card's 989); queries · keys · heads exponentials
+//         at 132 · 16 a cycle, 3.7e12 a second; products and exponentials overlap between warps in part.
 //
-//         self, 4096, D 40   2 · 4096² · (48 + 40) · 8 = 23.6 GFLOP: 38 µs; 134 M exponentials: 36 µs; half overlapped: 60–90 µs
-//         self, 1024, D 80   2 · 1024² · 160 · 8 = 2.7 GFLOP: 4.3 µs; one warp a scheduler, latency bound: 10–15 µs
-//         self, 256, D 160   2 · 256² · 320 · 8 = 0.34 GFLOP: 8 tiles in sequence, about 0.6 µs each: 6 µs
-//         4096 × 77, D 40    2 · 4096 · 80 · 88 · 8 = 0.46 GFLOP; q and o 5.2 MB: 2 µs of memory: 4 µs
+//         4096 × 4096, D 40    21.5 GFLOP: 35 µs; 134 M exponentials: 36 µs        60–90 µs
+//         1024 × 1024, D 80    2.7 GFLOP: 4.3 µs, but one warp a scheduler         10–15 µs
+//         256 × 256, D 160     0.34 GFLOP; 8 tiles one after another, 0.7 µs each  6 µs
+//         4096 × 77, D 40      0.42 GFLOP; q and o, 5.2 MB at 3 TB/s: 1.8 µs       4 µs
+//
+//         A pass of the UNet has 5 self-attentions of each of the three sizes, one of 64 × 64, and 16 over 77 keys: 0.5 ms.
 #include "attention_tile.cuh"
 
 // WARPS · 16 · M queries to a block, KEYS keys to a tile.

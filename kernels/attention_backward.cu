@@ -12,24 +12,42 @@
 // the same bits every time. The price is 7 products where 5 with atomic additions would do.
 //
 // Shapes  as in attention.cu; d_o, o, d_q like q; d_k, d_v like k; lse, delta [B, heads, queries] f32. The tail's d_k, d_v are
-//         [splits, B, n, heads · D] f32, of keys keys − n … keys − 1; split i is the sum over its share of the queries.
-//         sum_splits_f32 makes [B, n, heads · D] of them. No causal mask.
+//         [splits, B, n, heads · D] f32, of keys keys − n … keys − 1; split i is the sum over its share of the queries, and
+//         sum_splits_f32 makes [B, n, heads · D] of them. With strides of 2 · heads · D and d_v = d_k + heads · D, the two
+//         lie side by side and are summed at once. No causal mask.
 // Types   f16 or bf16 in and out, the tail's gradients f32; products, sums and statistics f32; p and s are rounded to the
 //         storage type before the second product. The loss is scaled by the caller, so that s does not underflow.
 // Needs   compute capability 8.0.
 //
-//         rows of a block (queries, or keys), columns of a tile (keys, or queries), threads, shared memory in bytes,
-//         registers (8.0 / 9.0); nothing is spilled
-//         D      queries                        keys                           tail
-//         40     QUERIES40                      KEYS40                         TAIL40
-//         64     QUERIES64                      KEYS64                         TAIL64
-//         80     QUERIES80                      KEYS80                         TAIL80
-//         160    QUERIES160                     KEYS160                        TAIL160
+//         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
+//         40    queries  128      128              32                 20480                 Q40
+//               keys     128      128              32                 20480                 K40
+//               tail     32       16               32                 10752                 T40
+//         64    queries  128      64               64                 36864                 Q64
+//               keys     128      64               64                 37888                 K64
+//               tail     32       16               64                 37888                 T64
+//         80    queries  128      64               32                 22528                 Q80
+//               keys     128      64               32                 23040                 K80
+//               tail     32       16               32                 23040                 T80
+//         160   queries  128      64               32                 43008                 Q160
+//               keys     128      64               16                 64768                 K160
+//               tail     32       16               16                 32512                 T160
 //
-//         Grid: rows rounded up in x, heads in y, B (times splits for the tail) in z.
-// Source  FlashAttention-2 (arXiv 2307.08691), algorithm 2, split in two where it adds dq atomically.
+//         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
+//         the tail B · splits. sum_splits_f32: a thread a number, 256 threads. One split for each 128 queries fills a card.
+// Source  FlashAttention-2 (arXiv 2307.08691), algorithm 2, in two kernels where it adds dq atomically.
 //
-// Time    TIME
+// Time    Predicted as in attention.cu, not yet measured; queries has 3 products, keys 4, each its exponentials.
+//
+//         4096 × 4096, D 40    32 and 43 GFLOP: 52 and 69 µs; twice 36 µs of exponentials   95 and 125 µs
+//         1024 × 1024, D 80    4 and 5.4 GFLOP: 6.5 and 8.7 µs, one warp a scheduler        15 and 20 µs
+//         256 × 256, D 160     0.5 and 0.7 GFLOP; 8 and 16 tiles one after another          8 and 12 µs
+//         4096 × 77, D 40      queries: 0.6 GFLOP, 10.5 MB at 3 TB/s: 3.5 µs                6 µs
+//         its tail of 5        16 of 5 rows' work: 0.17 GFLOP, 5.2 MB; 256 warps, 4 tiles   6 µs
+//         sum_splits_f32       32 splits of 5 · 640: 0.4 MB                                 2.5 µs
+//
+//         A step's backward pass has 4, 5 and 5 self-attentions of the three sizes, one of 64 × 64, and 16 over 77 keys, the
+//         first of them without d_q: 1.4 ms. Hopper's own products (wgmma) are not used.
 #include "attention_tile.cuh"
 
 // Rows of a block: WARPS · 16 · M; columns of a tile: COLUMNS. The left sides of products stay in registers, if they fit.
@@ -91,7 +109,7 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
     load_rows<T, D, THREADS>(memory + Memory::SIDE, d_o, d_o_stride, QUERIES, existing);
     cp_async_commit();
 
-    // Of a lane's upper and lower row: the logarithm to base 2 of the sum, and δ. A row that does not exist has no weights.
+    // Of a lane's upper and lower row: lse to base 2, and δ. A row that does not exist may have any.
     float log_sum[M][2], row_deltas[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
@@ -99,7 +117,7 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
         for (int half = 0; half < 2; ++half) {
             int row = warp_row + m * 16 + half * 8 + lane / 4;
             bool exists = row < existing;
-            log_sum[m][half] = exists ? lse[statistic + row] * LOG2_E : CUDART_INF_F;
+            log_sum[m][half] = exists ? lse[statistic + row] * LOG2_E : 0.0f;
             row_deltas[m][half] = row_delta<T, D>(d_o + static_cast<int64_t>(row) * d_o_stride,
                                                   o + static_cast<int64_t>(row) * o_stride, exists);
             if (exists && lane % 4 == 0) delta[statistic + row] = row_deltas[m][half];
@@ -144,6 +162,7 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
             for (int i = 0; i < N * 4; ++i) {
                 int column = i / 4 * 8 + lane % 4 * 2 + i % 2, half = i % 4 / 2;
                 float exponent = fmaf(weights[m][i / 4][i % 4], exponent_scale, -log_sum[m][half]);
+                // A key that does not exist is zeros; a weight that overflows would make them NaN.
                 float weight = column < count ? exp2_approx(exponent) : 0.0f;
                 weights[m][i / 4][i % 4] = weight * (gradients[m][i / 4][i % 4] - row_deltas[m][half]);
             }
@@ -215,7 +234,7 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
         for (int i = 0; i < CARRIED; ++i) {
             int column = i * THREADS + threadIdx.x, query = tile * QUERIES + column;
             bool exists = column < QUERIES && query < queries;
-            carried[i][0] = exists ? lse[query] * LOG2_E : CUDART_INF_F;  // a query that does not exist has no weights
+            carried[i][0] = exists ? lse[query] * LOG2_E : 0.0f;  // a query that does not exist adds zeros
             carried[i][1] = exists ? delta[query] : 0.0f;
         }
     };

@@ -17,7 +17,7 @@
 // Launch  normal: a thread makes four numbers; grid: (count / 4 / 256 rounded up, subjects); 256 threads.
 //         add_noise, velocity: grid: (count / 256 rounded up, subjects); 256 threads.
 //         draw_timesteps: grid: subjects; 1 thread. squared_error: grid: subjects; 1024 threads, 128 bytes of shared memory.
-// Needs   compute capability 8.0. Registers: REGISTERS.
+// Needs   compute capability 8.0. At most 25 registers.
 // Source  Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers, SC 2011); Box & Muller 1958; DDPM (Ho et al.,
 //         arXiv 2006.11239) equation 14.
 // Time    One subject at 512²: 16384 numbers, 64 to 160 KB a kernel: each about 2 µs, bound by its launch; squared_error

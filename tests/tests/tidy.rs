@@ -64,6 +64,23 @@ fn unsafe_code_is_where_it_may_be_and_says_why() {
 }
 
 #[test]
+fn kernels_are_the_same_for_card_and_cpu() {
+    for entry in std::fs::read_dir(root().join("kernels")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() || path.ends_with("device.cuh") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("// "), "{} does not begin with what it is", path.display());
+        for line in code_lines(&text) {
+            for forbidden in ["asm", "#if", "__CUDA", "atomic"] {
+                assert!(!line.contains(forbidden), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn dependencies_point_down() {
     let tree = |package: &str| {
         let output = Command::new(env!("CARGO"))

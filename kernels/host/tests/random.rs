@@ -201,10 +201,8 @@ fn loss_is_the_mean_square<T: Storage>() -> Result<(), LaunchError> {
             prediction.iter().zip(&target).map(|(p, &t)| p.value() - f64::from(t)).collect();
         let factor = 2.0 * f64::from(LOSS_SCALE) / count as f64;
         let expected: Vec<f64> = differences.iter().map(|d| d * factor).collect();
-        // A gradient below T's normal numbers is rounded to a multiple of the smallest one.
-        let tolerance = |i: usize| {
-            expected[i].abs() * (T::EPSILON / 2.0 + 4.0 * f64::from(f32::EPSILON)) + 2f64.powi(-25)
-        };
+        let relative = T::EPSILON / 2.0 + 4.0 * f64::from(f32::EPSILON);
+        let tolerance = |i: usize| relative * expected[i].abs().max(T::SMALLEST);
         assert_close(
             &format!("gradient of {count} {}", T::NAME),
             &values(&gradient.to_vec()),

@@ -26,7 +26,7 @@ fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
                 exponentials.map(move |x| x / sum)
             })
             .collect();
-        // Rounded once to T (f16 has multiples of 2^-24 below its normal numbers); exponents up to 60 in f32 before.
+        // Rounded once to T; exponents up to 60 in f32 before.
         let relative = T::EPSILON / 2.0 + 64.0 * f64::from(f32::EPSILON);
         let what = format!("{name} of {columns}");
         assert_close(&what, &values(&buffer.to_vec()), &expected, |i| {

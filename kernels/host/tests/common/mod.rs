@@ -10,15 +10,18 @@ pub trait Storage: Number {
     const NAME: &'static str;
     /// The distance from 1 to the next number: rounding errs by half of it.
     const EPSILON: f64;
+    /// The smallest normal number: rounding of smaller ones errs as much as of this one.
+    const SMALLEST: f64;
     fn round(value: f64) -> Self;
     fn value(self) -> f64;
 }
 
 macro_rules! storage {
-    ($type:ty, $name:literal, $epsilon:expr, $round:expr) => {
+    ($type:ty, $name:literal, $epsilon:expr, $smallest:expr, $round:expr) => {
         impl Storage for $type {
             const NAME: &'static str = $name;
             const EPSILON: f64 = $epsilon;
+            const SMALLEST: f64 = $smallest;
             fn round(value: f64) -> Self {
                 $round(value)
             }
@@ -28,9 +31,9 @@ macro_rules! storage {
         }
     };
 }
-storage!(f32, "f32", 1.1920929e-7, |value| value as f32);
-storage!(f16, "f16", 1.0 / 1024.0, f16::from_f64);
-storage!(bf16, "bf16", 1.0 / 128.0, bf16::from_f64);
+storage!(f32, "f32", 1.1920929e-7, 1.1754943e-38, |value| value as f32);
+storage!(f16, "f16", 1.0 / 1024.0, 1.0 / 16384.0, f16::from_f64);
+storage!(bf16, "bf16", 1.0 / 128.0, 1.1754943e-38, bf16::from_f64);
 
 /// Numbers in −1…1 (splitmix64).
 pub struct Uniform(pub u64);
