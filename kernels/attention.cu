@@ -10,11 +10,11 @@
 //         for the backward pass; may be null.
 // Needs   compute capability 8.0.
 //
-//         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0)
-//         40    128      128                 64              20480                 R40
-//         64    128      128                 64              36864                 R64
-//         80    128      64                  64              45056                 R80
-//         160   128      64                  32              43008                 R160
+//         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0; none spilled)
+//         40    128      128                 64              20480                 201 / 199
+//         64    128      128                 64              36864                 227 / 226
+//         80    128      64                  64              45056                 162 / 154
+//         160   128      64                  32              43008                 212 / 210
 //
 //         Grid: queries over those of a block, rounded up, in x; heads in y; B in z.
 // Source  FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithm 1: queries in registers, keys and values through two
@@ -143,7 +143,7 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
 }
 
 #define FORWARD(T, D)                                                                                                 \
-    KERNEL(attention_forward_##T##_d##D, (ForwardShape<D>::WARPS * 32), T* o, float* lse, const T* q, const T* k,     \
+    KERNEL(attention_forward_##T##_d##D, (ForwardShape<D>::WARPS * 32, 2), T* o, float* lse, const T* q, const T* k,     \
            const T* v, int queries, int keys, int o_stride, int q_stride, int k_stride, int v_stride, float scale,    \
            int causal) {                                                                                              \
         attention_forward<T, D>(o, lse, q, k, v, queries, keys, o_stride, q_stride, k_stride, v_stride, scale, causal); \

@@ -20,18 +20,18 @@
 // Needs   compute capability 8.0.
 //
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
-//         40    queries  128      128              32                 20480                 Q40
-//               keys     128      128              32                 20480                 K40
-//               tail     32       16               32                 10752                 T40
-//         64    queries  128      64               64                 36864                 Q64
-//               keys     128      64               64                 37888                 K64
-//               tail     32       16               64                 37888                 T64
-//         80    queries  128      64               32                 22528                 Q80
-//               keys     128      64               32                 23040                 K80
-//               tail     32       16               32                 23040                 T80
-//         160   queries  128      64               32                 43008                 Q160
-//               keys     128      64               16                 64768                 K160
-//               tail     32       16               16                 32512                 T160
+//         40    queries  128      128              32                 20480                 191 / 190
+//               keys     128      128              32                 20480                 234 / 239
+//               tail     32       16               32                 10752                 154 / 153
+//         64    queries  128      64               64                 36864                 168 / 170
+//               keys     128      64               64                 37888                 234 / 234
+//               tail     32       16               64                 37888                 236 / 238
+//         80    queries  128      64               32                 22528                 158 / 164
+//               keys     128      64               32                 23040                 216 / 216
+//               tail     32       16               32                 23040                 216 / 216
+//         160   queries  128      64               32                 43008                 244 / 241
+//               keys     128      64               16                 64768                 255 / 252
+//               tail     32       16               16                 32512                 255 / 251
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
 //         the tail B · splits. sum_splits_f32: a thread a number, 256 threads. One split for each 128 queries fills a card.

@@ -6,7 +6,7 @@
 // Shapes  scores [rows, columns], each row contiguous: softmax(scale · scores) takes its place.
 // Types   exponentials and sums f32.
 // Launch  grid: rows; 256 threads, 128 bytes of shared memory.
-// Needs   compute capability 8.0. Registers: REGISTERS.
+// Needs   compute capability 8.0. 20 registers.
 // Source  the definition, with the maximum subtracted.
 // Time    the VAE at 512², 4096 × 4096 f16: the first pass reads 34 MB, the other two find a row (8 KB) in the first-level
 //         cache, 34 MB are written: 67 MB at 3 TB/s: 22 µs.
