@@ -1,6 +1,6 @@
 // Attention, forward: o = softmax(scale · q kᵀ) v for each head, never storing the scores.
 //
-// attention_forward_{f16,bf16}_d{40,64,80,160}
+// attention_forward_{f16,bf16}_d{32,40,64,80,160}
 //
 // Shapes  q, o [B, queries, heads · D]; k, v [B, keys, heads · D]; lse [B, heads, queries]. The strides from row to row
 //         are arguments (numbers, multiples of 8; pointers 16-byte aligned), so that q, k, v may lie in one buffer; an
@@ -11,6 +11,7 @@
 // Needs   compute capability 8.0.
 //
 //         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0; none spilled)
+//         32    128      128                 64              20480                 187 / 185
 //         40    128      128                 64              20480                 201 / 199
 //         64    128      128                 64              36864                 227 / 226
 //         80    128      64                  64              45056                 162 / 154
@@ -148,10 +149,12 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
            int causal) {                                                                                              \
         attention_forward<T, D>(o, lse, q, k, v, queries, keys, o_stride, q_stride, k_stride, v_stride, scale, causal); \
     }
+FORWARD(f16, 32)
 FORWARD(f16, 40)
 FORWARD(f16, 64)
 FORWARD(f16, 80)
 FORWARD(f16, 160)
+FORWARD(bf16, 32)
 FORWARD(bf16, 40)
 FORWARD(bf16, 64)
 FORWARD(bf16, 80)

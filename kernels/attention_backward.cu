@@ -3,9 +3,9 @@
 // With p = exp(scale · q kᵀ − lse) computed again, δ = Σ dₒ ∘ o for each query and s = p ∘ (dₒ vᵀ − δ):
 //     dq = scale · s k,   dk = scale · sᵀ q,   dv = pᵀ dₒ.
 //
-// attention_backward_queries_{f16,bf16}_d{40,64,80,160}   dq and δ; comes first
-// attention_backward_keys_{f16,bf16}_d{40,64,80,160}      dk and dv of all keys: self-attention
-// attention_backward_tail_{f16,bf16}_d{40,64,80,160}      dk and dv of the last n keys in f32: HiPer's tail
+// attention_backward_queries_{f16,bf16}_d{32,40,64,80,160}   dq and δ; comes first
+// attention_backward_keys_{f16,bf16}_d{32,40,64,80,160}      dk and dv of all keys: self-attention
+// attention_backward_tail_{f16,bf16}_d{32,40,64,80,160}      dk and dv of the last n keys in f32: HiPer's tail
 // sum_splits_f32                                          adds up what the tail's blocks found, in a fixed order
 //
 // Each gradient has a block of its own to collect it, so no sum depends on the order in which blocks run: results are
@@ -20,6 +20,9 @@
 // Needs   compute capability 8.0.
 //
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
+//         32    queries  128      128              32                 20480                 160 / 168
+//               keys     128      128              32                 20480                 214 / 218
+//               tail     32       16               32                 10752                 138 / 140
 //         40    queries  128      128              32                 20480                 191 / 190
 //               keys     128      128              32                 20480                 234 / 239
 //               tail     32       16               32                 10752                 154 / 153
@@ -52,11 +55,11 @@
 
 // Rows of a block: WARPS · 16 · M; columns of a tile: COLUMNS. The left sides of products stay in registers, if they fit.
 template <int D> struct QueriesShape {
-    static constexpr int WARPS = 4, M = D == 40 ? 2 : 1, COLUMNS = D == 64 ? 64 : 32;
+    static constexpr int WARPS = 4, M = D <= 40 ? 2 : 1, COLUMNS = D == 64 ? 64 : 32;
     template <typename T> using Left = InRegisters<T, D>;
 };
 template <int D> struct KeysShape {
-    static constexpr int WARPS = 4, M = D == 40 ? 2 : 1, COLUMNS = D == 64 ? 64 : D == 160 ? 16 : 32;
+    static constexpr int WARPS = 4, M = D <= 40 ? 2 : 1, COLUMNS = D == 64 ? 64 : D == 160 ? 16 : 32;
     template <typename T> using Left = std::conditional_t<(D > 80), InShared<T, D>, InRegisters<T, D>>;
 };
 template <int D> struct TailShape : KeysShape<D> {
@@ -320,10 +323,12 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
                                                     splits, d_k_stride, d_v_stride, d_o_stride, q_stride, k_stride,    \
                                                     v_stride, scale);                                                  \
     }
+BACKWARD(f16, 32)
 BACKWARD(f16, 40)
 BACKWARD(f16, 64)
 BACKWARD(f16, 80)
 BACKWARD(f16, 160)
+BACKWARD(bf16, 32)
 BACKWARD(bf16, 40)
 BACKWARD(bf16, 64)
 BACKWARD(bf16, 80)

@@ -42,3 +42,43 @@ fn is_the_definition() -> Result<(), LaunchError> {
     at_all_sizes::<f16>()?;
     at_all_sizes::<bf16>()
 }
+
+fn gradient_at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
+    const ROWS: usize = 3;
+    const SCALE: f32 = 0.125;
+    for columns in [1, 31, 255, 256, 257, 1283] {
+        let mut random = Uniform(columns as u64);
+        let [gradients, numbers]: [Vec<T>; 2] = [(); 2].map(|()| random.numbers(ROWS * columns));
+        let weights: Vec<T> = numbers.iter().map(|x| T::round(x.value().abs() / columns as f64)).collect();
+        let (buffer, given) = (Buffer::from_slice(&gradients), Buffer::from_slice(&weights));
+        let name = format!("softmax_gradient_{}", T::NAME);
+        Launch { name: &name, grid: [ROWS as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128 }.run(&[
+            (&buffer).into(),
+            (&given).into(),
+            (columns as i32).into(),
+            SCALE.into(),
+        ])?;
+        let (gradients, weights) = (values(&gradients), values(&weights));
+        let rows = gradients.chunks(columns).zip(weights.chunks(columns));
+        let expected: Vec<f64> = rows
+            .flat_map(|(gradients, weights)| {
+                let sum: f64 = gradients.iter().zip(weights).map(|(g, w)| g * w).sum();
+                gradients.iter().zip(weights).map(move |(g, w)| f64::from(SCALE) * w * (g - sum))
+            })
+            .collect();
+        // Rounded once to T; before, in f32, a difference of numbers up to 1 times scale and weight.
+        let tolerance = |i: usize| {
+            T::EPSILON / 2.0 * expected[i].abs().max(T::SMALLEST)
+                + 8.0 * f64::from(f32::EPSILON) * f64::from(SCALE) * weights[i]
+        };
+        assert_close(&format!("{name} of {columns}"), &values(&buffer.to_vec()), &expected, tolerance);
+    }
+    Ok(())
+}
+
+#[test]
+fn gradient_is_the_definition() -> Result<(), LaunchError> {
+    gradient_at_all_sizes::<f32>()?;
+    gradient_at_all_sizes::<f16>()?;
+    gradient_at_all_sizes::<bf16>()
+}
