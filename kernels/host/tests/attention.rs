@@ -229,10 +229,15 @@ fn forward<T: Storage>(head: Head, problem: &Problem) -> Result<(Tensors<T>, Def
     let lengths = [problem.queries, problem.keys].map(|length| Argument::from(length as i32));
     let strides = [o.stride(), q.stride(), k.stride(), v.stride()].map(Argument::from);
     let scalars = [problem.scale().into(), i32::from(problem.causal).into()];
-    let arguments =
-        [&[o.into(), lse.into(), q.into(), k.into(), v.into()], lengths.as_slice(), &strides, &scalars]
-            .concat();
-    problem.launch::<T>("forward", head.forward, problem.queries, 1, &arguments)?;
+    let run = |o: &Matrix<T>, lse: Argument<'_>| {
+        let pointers = [o.into(), lse, q.into(), k.into(), v.into()];
+        let arguments = [&pointers, lengths.as_slice(), &strides, &scalars].concat();
+        problem.launch::<T>("forward", head.forward, problem.queries, 1, &arguments)
+    };
+    run(o, lse.into())?;
+    let without_lse = Matrix::unwritten(query_rows, width, 40);
+    run(&without_lse, Argument::NULL)?;
+    assert_eq!(without_lse.values(), o.values());
 
     let what = format!("{} {problem:?}", T::NAME);
     let half_epsilon = HALF_EPSILONS * T::EPSILON / 2.0;
