@@ -11,11 +11,11 @@
 // Needs   compute capability 8.0.
 //
 //         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0; none spilled)
-//         32    128      128                 64              20480                 187 / 185
-//         40    128      128                 64              20480                 201 / 199
-//         64    128      128                 64              36864                 227 / 226
-//         80    128      64                  64              45056                 162 / 154
-//         160   128      64                  32              43008                 212 / 210
+//         32    128      128                 64              20480                 190 / 183
+//         40    128      128                 64              20480                 200 / 196
+//         64    128      128                 64              36864                 237 / 240
+//         80    128      64                  64              45056                 165 / 165
+//         160   128      64                  32              43008                 218 / 223
 //
 //         Grid: queries over those of a block, rounded up, in x; heads in y; B in z.
 // Source  FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithm 1: queries in registers, keys and values through two
@@ -59,12 +59,12 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
         T* stage = stages + tile % 2 * (2 * TILE);
         int64_t first = static_cast<int64_t>(tile) * KEYS;
         int valid = keys - tile * KEYS;
-        load_rows<T, D, THREADS>(stage, k + first * k_stride, k_stride, KEYS, valid);
-        load_rows<T, D, THREADS>(stage + TILE, v + first * v_stride, v_stride, KEYS, valid);
+        load_rows<T, D, KEYS, THREADS>(stage, k + first * k_stride, k_stride, valid);
+        load_rows<T, D, KEYS, THREADS>(stage + TILE, v + first * v_stride, v_stride, valid);
         cp_async_commit();
     };
 
-    load_rows<T, D, THREADS>(stages + 2 * TILE, q, q_stride, QUERIES, queries - first_query);
+    load_rows<T, D, QUERIES, THREADS>(stages + 2 * TILE, q, q_stride, queries - first_query);
     load_tile(0);
     cp_async_wait<0>();
     __syncthreads();
@@ -78,18 +78,12 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
     for (int m = 0; m < M; ++m) maximum[m][0] = maximum[m][1] = -CUDART_INF_F, total[m][0] = total[m][1] = 0.0f;
     float exponent_scale = scale * LOG2_E;
 
-    int seen = causal ? min(keys, first_query + QUERIES) : keys;
-    int tiles = (seen + KEYS - 1) / KEYS;
-    for (int tile = 0; tile < tiles; ++tile) {
-        cp_async_wait<0>();
-        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
-        if (tile + 1 < tiles) load_tile(tile + 1);
+    auto attend = [&](int tile, auto extent) {
         const T* key_tile = stages + tile % 2 * (2 * TILE);
-        int count = min(KEYS, keys - tile * KEYS);
-
+        int count = keys - tile * KEYS;
         float scores[M][N][4] = {};
-        multiply_by_rows<T, D>(scores, left, key_tile, count);
-        if (count < KEYS || causal) {
+        multiply_by_rows<T, D>(scores, left, key_tile, extent, count);
+        if constexpr (!extent.value) {
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -125,7 +119,16 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
                 for (int j = 0; j < D / 8; ++j) sums[m][j][2 * half] *= kept, sums[m][j][2 * half + 1] *= kept;
             }
         }
-        multiply_by_columns<T, D>(sums, scores, key_tile + TILE, count);
+        multiply_by_columns<T, D>(sums, scores, key_tile + TILE, extent, count);
+    };
+    int seen = causal ? min(keys, first_query + QUERIES) : keys;
+    int tiles = (seen + KEYS - 1) / KEYS;
+    for (int tile = 0; tile < tiles; ++tile) {
+        cp_async_wait<0>();
+        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
+        if (tile + 1 < tiles) load_tile(tile + 1);
+        if (causal || keys - tile * KEYS < KEYS) attend(tile, Short());
+        else attend(tile, Whole());
     }
 
 #pragma unroll

@@ -20,21 +20,21 @@
 // Needs   compute capability 8.0.
 //
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
-//         32    queries  128      128              32                 20480                 160 / 168
-//               keys     128      128              32                 20480                 214 / 218
-//               tail     32       16               32                 10752                 138 / 140
-//         40    queries  128      128              32                 20480                 191 / 190
-//               keys     128      128              32                 20480                 234 / 239
-//               tail     32       16               32                 10752                 154 / 153
-//         64    queries  128      64               64                 36864                 168 / 170
-//               keys     128      64               64                 37888                 234 / 234
-//               tail     32       16               64                 37888                 236 / 238
-//         80    queries  128      64               32                 22528                 158 / 164
-//               keys     128      64               32                 23040                 216 / 216
-//               tail     32       16               32                 23040                 216 / 216
-//         160   queries  128      64               32                 43008                 244 / 241
-//               keys     128      64               16                 64768                 255 / 252
-//               tail     32       16               16                 32512                 255 / 251
+//         32    queries  128      128              32                 20480                 163 / 168
+//               keys     128      128              32                 20480                 216 / 212
+//               tail     32       16               32                 10752                 128 / 128
+//         40    queries  128      128              32                 20480                 199 / 195
+//               keys     128      128              32                 20480                 237 / 240
+//               tail     32       16               32                 10752                 136 / 137
+//         64    queries  128      64               64                 36864                 167 / 170
+//               keys     128      64               64                 37888                 234 / 232
+//               tail     32       16               64                 37888                 238 / 234
+//         80    queries  128      64               32                 22528                 159 / 164
+//               keys     128      64               32                 23040                 218 / 218
+//               tail     32       16               32                 23040                 218 / 218
+//         160   queries  128      64               32                 43008                 243 / 249
+//               keys     128      64               16                 64768                 247 / 246
+//               tail     32       16               16                 32512                 248 / 245
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
 //         the tail B · splits. sum_splits_f32: a thread a number, 256 threads. One split for each 128 queries fills a card.
@@ -108,8 +108,8 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
     v += key_row * v_stride + head * D;
 
     T* memory = reinterpret_cast<T*>(shared_memory());
-    load_rows<T, D, THREADS>(memory, q, q_stride, QUERIES, existing);
-    load_rows<T, D, THREADS>(memory + Memory::SIDE, d_o, d_o_stride, QUERIES, existing);
+    load_rows<T, D, QUERIES, THREADS>(memory, q, q_stride, existing);
+    load_rows<T, D, QUERIES, THREADS>(memory + Memory::SIDE, d_o, d_o_stride, existing);
     cp_async_commit();
 
     // Of a lane's upper and lower row: lse to base 2, and δ. A row that does not exist may have any.
@@ -141,24 +141,18 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
     auto load_tile = [&](int tile) {
         int64_t first = static_cast<int64_t>(tile) * KEYS;
         int valid = keys - tile * KEYS;
-        load_rows<T, D, THREADS>(stage_of(tile), k + first * k_stride, k_stride, KEYS, valid);
-        load_rows<T, D, THREADS>(stage_of(tile) + TILE, v + first * v_stride, v_stride, KEYS, valid);
+        load_rows<T, D, KEYS, THREADS>(stage_of(tile), k + first * k_stride, k_stride, valid);
+        load_rows<T, D, KEYS, THREADS>(stage_of(tile) + TILE, v + first * v_stride, v_stride, valid);
         cp_async_commit();
     };
     float sums[M][D / 8][4] = {};
     float exponent_scale = scale * LOG2_E;
-    int tiles = (keys + KEYS - 1) / KEYS;
-    load_tile(0);
-    for (int tile = 0; tile < tiles; ++tile) {
-        cp_async_wait<0>();
-        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
-        if (tile + 1 < tiles) load_tile(tile + 1);
+    auto attend = [&](int tile, auto extent) {
         const T* key_tile = stage_of(tile);
-        int count = min(KEYS, keys - tile * KEYS);
-
+        int count = keys - tile * KEYS;
         float weights[M][N][4] = {}, gradients[M][N][4] = {};
-        multiply_by_rows<T, D>(weights, query_side, key_tile, count);
-        multiply_by_rows<T, D>(gradients, gradient_side, key_tile + TILE, count);
+        multiply_by_rows<T, D>(weights, query_side, key_tile, extent, count);
+        multiply_by_rows<T, D>(gradients, gradient_side, key_tile + TILE, extent, count);
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -166,11 +160,20 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
                 int column = i / 4 * 8 + lane % 4 * 2 + i % 2, half = i % 4 / 2;
                 float exponent = fmaf(weights[m][i / 4][i % 4], exponent_scale, -log_sum[m][half]);
                 // A key that does not exist is zeros; a weight that overflows would make them NaN.
-                float weight = column < count ? exp2_approx(exponent) : 0.0f;
+                float weight = extent.value || column < count ? exp2_approx(exponent) : 0.0f;
                 weights[m][i / 4][i % 4] = weight * (gradients[m][i / 4][i % 4] - row_deltas[m][half]);
             }
         }
-        multiply_by_columns<T, D>(sums, weights, key_tile, count);
+        multiply_by_columns<T, D>(sums, weights, key_tile, extent, count);
+    };
+    int tiles = (keys + KEYS - 1) / KEYS;
+    load_tile(0);
+    for (int tile = 0; tile < tiles; ++tile) {
+        cp_async_wait<0>();
+        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
+        if (tile + 1 < tiles) load_tile(tile + 1);
+        if (keys - tile * KEYS < KEYS) attend(tile, Short());
+        else attend(tile, Whole());
     }
 #pragma unroll
     for (int m = 0; m < M; ++m) {
@@ -204,8 +207,8 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
     delta += (static_cast<int64_t>(image) * heads + head) * queries;
 
     T* memory = reinterpret_cast<T*>(shared_memory());
-    load_rows<T, D, THREADS>(memory, k, k_stride, KEYS, existing);
-    load_rows<T, D, THREADS>(memory + Memory::SIDE, v, v_stride, KEYS, existing);
+    load_rows<T, D, KEYS, THREADS>(memory, k, k_stride, existing);
+    load_rows<T, D, KEYS, THREADS>(memory + Memory::SIDE, v, v_stride, existing);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -225,8 +228,8 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
     auto load_tile = [&](int tile) {
         int64_t first = static_cast<int64_t>(tile) * QUERIES;
         int valid = queries - tile * QUERIES;
-        load_rows<T, D, THREADS>(stage_of(tile), q + first * q_stride, q_stride, QUERIES, valid);
-        load_rows<T, D, THREADS>(stage_of(tile) + TILE, d_o + first * d_o_stride, d_o_stride, QUERIES, valid);
+        load_rows<T, D, QUERIES, THREADS>(stage_of(tile), q + first * q_stride, q_stride, valid);
+        load_rows<T, D, QUERIES, THREADS>(stage_of(tile) + TILE, d_o + first * d_o_stride, d_o_stride, valid);
         cp_async_commit();
     };
     // The statistics of a tile wait in registers while the tile before it is worked on.
@@ -253,27 +256,13 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
 
     float key_sums[M][D / 8][4] = {}, value_sums[M][D / 8][4] = {};
     float exponent_scale = scale * LOG2_E;
-    int tiles = (queries + QUERIES - 1) / QUERIES, share = (tiles + splits - 1) / splits;
-    int begin = split * share, end = min(tiles, begin + share);
-    if (begin < end) {
-        load_tile(begin);
-        fetch_statistics(begin);
-        place_statistics(begin);
-    }
-    for (int tile = begin; tile < end; ++tile) {
-        cp_async_wait<0>();
-        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
-        if (tile + 1 < end) {
-            load_tile(tile + 1);
-            fetch_statistics(tile + 1);
-        }
+    auto attend = [&](int tile, auto extent) {
         const T* query_tile = stage_of(tile);
         const float* statistics = statistics_of(tile);
-        int count = min(QUERIES, queries - tile * QUERIES);
-
+        int count = queries - tile * QUERIES;
         float weights[M][N][4] = {}, gradients[M][N][4] = {};
-        multiply_by_rows<T, D>(weights, key_side, query_tile, count);
-        multiply_by_rows<T, D>(gradients, value_side, query_tile + TILE, count);
+        multiply_by_rows<T, D>(weights, key_side, query_tile, extent, count);
+        multiply_by_rows<T, D>(gradients, value_side, query_tile + TILE, extent, count);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             int column = n * 8 + lane % 4 * 2;
@@ -289,8 +278,25 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
                 }
             }
         }
-        multiply_by_columns<T, D>(value_sums, weights, query_tile + TILE, count);
-        multiply_by_columns<T, D>(key_sums, gradients, query_tile, count);
+        multiply_by_columns<T, D>(value_sums, weights, query_tile + TILE, extent, count);
+        multiply_by_columns<T, D>(key_sums, gradients, query_tile, extent, count);
+    };
+    int tiles = (queries + QUERIES - 1) / QUERIES, share = (tiles + splits - 1) / splits;
+    int begin = split * share, end = min(tiles, begin + share);
+    if (begin < end) {
+        load_tile(begin);
+        fetch_statistics(begin);
+        place_statistics(begin);
+    }
+    for (int tile = begin; tile < end; ++tile) {
+        cp_async_wait<0>();
+        __syncthreads();  // this tile has arrived; nobody reads the other stage any more
+        if (tile + 1 < end) {
+            load_tile(tile + 1);
+            fetch_statistics(tile + 1);
+        }
+        if (queries - tile * QUERIES < QUERIES) attend(tile, Short());
+        else attend(tile, Whole());
         if (tile + 1 < end) place_statistics(tile + 1);
     }
 #pragma unroll

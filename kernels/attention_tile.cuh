@@ -17,13 +17,20 @@ DEVICE int lane_of_warp() { return threadIdx.x % 32; }
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-// Starts to copy `rows` rows, of which the first `valid` exist; the others become zeros.
-template <typename T, int D, int THREADS>
-DEVICE void load_rows(T* tile, const T* from, int stride, int rows, int valid) {
-    constexpr int PIECES = D / 8;
-    for (int i = threadIdx.x; i < rows * PIECES; i += THREADS) {
-        int row = i / PIECES, column = i % PIECES * 8;
-        cp_async_16(tile + row * ROW<D> + column, from + static_cast<int64_t>(row) * stride + column, row < valid);
+// Starts to copy ROWS rows, of which the first `valid` exist; the others become zeros. A thread keeps its column and goes
+// down the rows, so that its addresses differ by constants.
+template <typename T, int D, int ROWS, int THREADS>
+DEVICE void load_rows(T* tile, const T* from, int stride, int valid) {
+    constexpr int PIECES = D / 8, AT_ONCE = THREADS / PIECES;
+    int first = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    tile += first * ROW<D> + column;
+    from += static_cast<int64_t>(first) * stride + column;
+    if (first >= AT_ONCE) return;
+#pragma unroll
+    for (int row = 0; row < ROWS; row += AT_ONCE) {
+        if (row + AT_ONCE <= ROWS || row + first < ROWS) {
+            cp_async_16(tile + row * ROW<D>, from + static_cast<int64_t>(row) * stride, row + first < valid);
+        }
     }
 }
 
@@ -57,9 +64,14 @@ template <typename T, int D> struct InShared {
     DEVICE_MEMBER void fragment(uint32_t (&a)[4], int k) const { ldmatrix_x4(a, row + k * 16); }
 };
 
-// sums[m][n] += left[m] · (rows 8n…8n+7 of the tile)ᵀ, for the first `count` rows of the tile, rounded up to 16.
-template <typename T, int D, int M, int N, typename Left>
-DEVICE void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], const T* tile, int count) {
+// Whether all columns of a tile exist: a type, so that the work on a whole tile has no branch in it. A step of a kernel is
+// a function of it: a block's last tile may be short, the others are whole.
+using Whole = std::true_type;
+using Short = std::false_type;
+
+// sums[m][n] += left[m] · (rows 8n…8n+7 of the tile)ᵀ; of a short tile for the first `count` rows, rounded up to 16.
+template <typename T, int D, int M, int N, typename Left, typename Extent>
+DEVICE void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], const T* tile, Extent, int count) {
     int lane = lane_of_warp();
     const T* row16 = tile + (lane % 8 + lane / 16 * 8) * ROW<D> + lane / 8 % 2 * 8;
     const T* row8 = tile + lane % 16 * ROW<D> + D - 8;
@@ -70,7 +82,7 @@ DEVICE void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], cons
         for (int m = 0; m < M; ++m) left[m].fragment(a[m], k);
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
-            if (n * 8 >= count) continue;
+            if (!Extent::value && n * 8 >= count) continue;
             if (k < D / 16) {
                 uint32_t b[4];
                 ldmatrix_x4(b, row16 + n * 8 * ROW<D> + k * 16);
@@ -93,15 +105,16 @@ DEVICE void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], cons
     }
 }
 
-// sums[m] += weights[m] · tile: the weights of the first `count` rows of the tile, rounded up to 16, as multiply_by_rows
-// leaves them. They are rounded to T.
-template <typename T, int D, int M, int N>
-DEVICE void multiply_by_columns(float (&sums)[M][D / 8][4], const float (&weights)[M][N][4], const T* tile, int count) {
+// sums[m] += weights[m] · tile, with the weights where multiply_by_rows leaves them, rounded to T; of a short tile the first
+// `count` rows, rounded up to 16.
+template <typename T, int D, int M, int N, typename Extent>
+DEVICE void multiply_by_columns(float (&sums)[M][D / 8][4], const float (&weights)[M][N][4], const T* tile, Extent,
+                                int count) {
     int lane = lane_of_warp();
     const T* column = tile + lane % 16 * ROW<D> + lane / 16 * 8;
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
-        if (n * 8 >= count) continue;
+        if (!Extent::value && n * 8 >= count) continue;
         uint32_t a[M][4];
 #pragma unroll
         for (int m = 0; m < M; ++m) {
