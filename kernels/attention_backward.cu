@@ -50,7 +50,8 @@
 //         sum_splits_f32       32 splits of 5 · 640: 0.4 MB                                 2.5 µs
 //
 //         A step's backward pass has 4, 5 and 5 self-attentions of the three sizes, one of 64 × 64, and 16 over 77 keys, the
-//         first of them without d_q: 1.4 ms. Hopper's own products (wgmma) are not used.
+//         first of them without d_q: 1.4 ms. Hopper's own products (wgmma) are not used. Of a whole tile's instructions at D 40,
+//         68 of 240 are products in queries, 88 of 290 in keys (9.0).
 #include "attention_tile.cuh"
 
 // Rows of a block: WARPS · 16 · M; columns of a tile: COLUMNS. The left sides of products stay in registers, if they fit.
