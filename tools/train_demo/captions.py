@@ -38,7 +38,7 @@ def compose(scene, detail, pose=True, background=True, prefix=""):
 
 
 def describe(scene, rng):
-    """A caption of random detail, and what it names."""
+    """A caption of random detail, the same without the attributes, and what the first names."""
     v = rng.random()
     if v < 0.20:
         detail = []
@@ -51,12 +51,12 @@ def describe(scene, rng):
     pose, background = rng.random() < 0.95, rng.random() < 0.95
     prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
     named = {"species", *detail, *(["pose"] if pose else []), *(["background"] if background else [])}
-    return compose(scene, detail, pose, background, prefix), named
+    return compose(scene, detail, pose, background, prefix), compose(scene, [], pose, background, prefix), named
 
 
 def sample(scene, rng):
-    """One caption of random detail; 10 % are empty, for guidance."""
-    return "" if rng.random() < 0.10 else describe(scene, rng)[0]
+    """One caption of random detail, and the same without the attributes; 10 % are empty, for guidance."""
+    return ("", "") if rng.random() < 0.10 else describe(scene, rng)[:2]
 
 
 def full(scene):
