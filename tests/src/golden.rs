@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use hiper_core::{NoisePredictor, TailLoss, TextEmbedding};
 use sd_models::{ModelFiles, StableDiffusion};
 
-use crate::{network, relative_l2};
+use crate::{Network, relative_l2};
 
 /// A file of golden values.
 pub struct Golden {
@@ -78,13 +78,13 @@ pub fn parity(files: &ModelFiles, golden: &Golden) -> Result<Vec<(&'static str, 
     let timestep: f64 = golden.text("timestep")?.parse()?;
     // From here on with PyTorch's embedding, so that each part is judged alone.
     let embedding = golden.get("embedding")?;
-    let noise_pred = model.unet.forward(latents, timestep, embedding)?;
+    let noise_pred = model.unet.forward(latents, &[timestep], embedding)?;
     errors.push(("unet prediction", relative_l2(&noise_pred, golden.get("noise_pred")?)?));
 
     let (head, tail) = TextEmbedding::new(embedding.clone())?.split(golden.get("tail_gradient")?.dim(0)?)?;
     let target = golden.get("noise")?;
     let step = TailLoss { noisy_latents: latents, timestep, head: &head, tail: tail.tensor(), target };
-    let got = network(&model.unet).loss_and_gradient(&step)?;
+    let got = Network(&model.unet).losses_and_gradients(&[step])?.remove(0);
     let loss = Tensor::new(&[got.loss as f32], &Device::Cpu)?;
     errors.push(("loss", relative_l2(&loss, golden.get("loss")?)?));
     let gradient = Tensor::from_vec(got.tail_gradient, tail.tensor().shape(), &Device::Cpu)?;

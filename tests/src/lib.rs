@@ -5,12 +5,21 @@ mod golden;
 pub use golden::{Golden, parity, tolerance};
 
 use candle_core::Tensor;
+use hiper_core::NoisePredictor;
+use sd_models::UNet2DConditionModel;
 
 /// The network of a checkpoint as hiper-core sees it.
-pub fn network(
-    unet: &sd_models::UNet2DConditionModel,
-) -> impl Fn(&Tensor, f64, &Tensor) -> candle_core::Result<Tensor> + '_ {
-    |latents, timestep, text| unet.forward(latents, timestep, text).map_err(Into::into)
+pub struct Network<'a>(pub &'a UNet2DConditionModel);
+
+impl NoisePredictor for Network<'_> {
+    fn predict_noise(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        text: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        Ok(self.0.forward(latents, timesteps, text)?)
+    }
 }
 
 /// `‖a − b‖ / ‖b‖`, summed in `f64`.

@@ -9,7 +9,7 @@ use hiper_core::{
     DEFAULT_TAIL_SCALE, HiperEmbedding, NoiseSchedule, Personalisation, PersonalisationConfig,
     PredictionType, TextEmbedding, TorchGenerator, compose,
 };
-use hiper_tests::{Golden, network, relative_l2};
+use hiper_tests::{Golden, Network, relative_l2};
 use sd_models::schedulers::{self, SchedulerKind};
 use sd_models::{ModelFiles, SampleConfig, StableDiffusion};
 
@@ -48,7 +48,7 @@ fn check(name: &str) {
     let losses: Vec<f32> = golden.get("losses").unwrap().to_vec1().unwrap();
     let timesteps: Vec<u32> =
         golden.get("timesteps").unwrap().to_dtype(DType::U32).unwrap().to_vec1().unwrap();
-    while let Some(step) = run.step(&network(&model.unet)).unwrap() {
+    while let Some(step) = run.step(&Network(&model.unet)).unwrap() {
         let expected = f64::from(losses[step.step - 1]);
         assert_eq!(step.timestep as u32, timesteps[step.step - 1]);
         assert!(

@@ -29,14 +29,14 @@ pub enum Error {
     /// The network returned no gradient to the embedding.
     #[error(
         "no gradient reached the text embedding: an operation of the network has no backward pass. candle-nn's softmax_last_dim, \
-         fused layer_norm and rms_norm cut the graph silently; use their differentiable forms, or implement loss_and_gradient"
+         fused layer_norm and rms_norm cut the graph silently; use their differentiable forms, or implement losses_and_gradients"
     )]
     NoGradient,
     /// The network's gradient is not the slope of its loss.
     #[error(
         "the gradient differs from the slope of the loss by {relative_error:.1e}, more than {tolerance:.1e}: an operation of the \
          network drops a part of it. candle-nn's softmax_last_dim, fused layer_norm and rms_norm cut the graph silently; use \
-         their differentiable forms, or implement loss_and_gradient"
+         their differentiable forms, or implement losses_and_gradients"
     )]
     WrongGradient {
         /// Relative L2 error of the slopes along random directions.

@@ -16,7 +16,7 @@
 //! | [`TextEmbedding::split`] | the head `e_src′` and the tail `e_hper` |
 //! | [`NoiseSchedule`] | `x_t` |
 //! | [`NoisePredictor`] | `ε_θ`, and the loss with its gradient to the tail |
-//! | [`Personalisation`] | the argmin, with [`Adam`], [`Checkpoint`]s and exact resumption |
+//! | [`Personalisation`] | the argmin, with [`Adam`], [`Checkpoint`]s and exact resumption; of several subjects in a batch |
 //! | [`compose`] | the conditioning of the edit |
 //! | [`HiperFile`] | `e_hper*` on disk |
 //!

@@ -187,6 +187,11 @@ impl Personalisation {
         self.adam.steps
     }
 
+    /// Whether all steps are taken.
+    pub fn is_finished(&self) -> bool {
+        self.adam.steps >= self.config.train_steps
+    }
+
     /// The loss of the last step taken.
     pub fn last_loss(&self) -> Option<f64> {
         self.last_loss
@@ -199,12 +204,64 @@ impl Personalisation {
     /// [`Error::NotFinite`] when the loss, its gradient or the moved tail is NaN or infinite; whatever the network gives. The
     /// run is then as it was before.
     pub fn step(&mut self, network: &impl NoisePredictor) -> Result<Option<Step>> {
-        if self.adam.steps >= self.config.train_steps {
-            return Ok(None);
+        Self::step_together(&mut [self], network)?.pop().unwrap_or(Ok(None))
+    }
+
+    /// Takes one step of each run, all in one pass of the network: subjects in a batch. Runs whose steps are all taken are left
+    /// out, and say none. Every run moves as it would alone, but for the rounding of a network that computes a batch in another
+    /// order.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use hiper_core::*;
+    /// # let network = |x: &Tensor, _t: f64, text: &Tensor| x.zeros_like()?.broadcast_add(&text.mean_all()?);
+    /// # let latents = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu)?;
+    /// # let source = TextEmbedding::new(Tensor::ones((1, 77, 16), DType::F32, &Device::Cpu)?)?;
+    /// # let begin = |seed| {
+    /// #     let schedule = NoiseSchedule::scaled_linear(0.00085, 0.012, 1000, PredictionType::Epsilon);
+    /// #     let config = PersonalisationConfig { train_steps: 10, ..Default::default() };
+    /// #     Personalisation::new(config, &latents, &source, schedule, TorchGenerator::new(seed))
+    /// # };
+    /// let (mut dog, mut cat) = (begin(0)?, begin(1)?); // each with its picture, text and generator
+    /// for (name, step) in ["dog", "cat"].iter().zip(Personalisation::step_together(&mut [&mut dog, &mut cat], &network)?) {
+    ///     match step {
+    ///         Ok(Some(step)) => println!("{name}: step {} loss {:.4}", step.step, step.loss),
+    ///         Ok(None) => println!("{name} is done"),
+    ///         Err(error) => println!("{name}: {error}"),
+    ///     }
+    /// }
+    /// # Ok::<(), hiper_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Whatever the network gives, and [`Error::Argument`] when the runs' shapes differ: no run has moved. A run whose loss,
+    /// gradient or tail is not finite has an error of its own in the list, and is as it was before; the others have moved.
+    pub fn step_together(
+        runs: &mut [&mut Self],
+        network: &impl NoisePredictor,
+    ) -> Result<Vec<Result<Option<Step>>>> {
+        let draws = runs.iter().map(|run| (!run.is_finished()).then(|| run.draw()).transpose());
+        let draws = draws.collect::<Result<Vec<Option<Draws>>>>()?;
+        let asked = runs.iter().zip(&draws).filter_map(|(run, draws)| Some(run.tail_loss(draws.as_ref()?)));
+        let asked: Vec<TailLoss<'_>> = asked.collect();
+        TailLoss::check_batch(&asked)?;
+        let answers = if asked.is_empty() { Vec::new() } else { network.losses_and_gradients(&asked)? };
+        if answers.len() != asked.len() {
+            let expected = format!("{}, one for each subject", asked.len());
+            return Err(Error::argument("the network's losses and gradients", expected, answers.len()));
         }
+        let mut answers = answers.into_iter();
+        let moved = runs.iter_mut().zip(draws).map(|(run, draws)| {
+            let Some(draws) = draws else { return Ok(None) };
+            answers.next().map(|answer| run.take(draws, answer)).transpose()
+        });
+        Ok(moved.collect())
+    }
+
+    /// Moves the tail against its gradient, and the generator past the draws.
+    fn take(&mut self, draws: Draws, answer: LossAndGradient) -> Result<Step> {
         let step = self.adam.steps + 1;
-        let draws = self.draw()?;
-        let LossAndGradient { loss, tail_gradient } = network.loss_and_gradient(&self.tail_loss(&draws))?;
+        let LossAndGradient { loss, tail_gradient } = answer;
         let finite = |quantity, values: &[f32]| match values.iter().all(|v| v.is_finite()) {
             true => Ok(()),
             false => Err(Error::NotFinite { step, quantity, loss }),
@@ -221,7 +278,7 @@ impl Personalisation {
         self.adam = adam;
         self.generator = draws.generator;
         self.last_loss = Some(loss);
-        Ok(Some(Step { step, timestep: draws.timestep, loss }))
+        Ok(Step { step, timestep: draws.timestep, loss })
     }
 
     /// Takes all steps that are left, and tells about each of them and about the checkpoints that are due. The events' receiver
@@ -261,7 +318,7 @@ impl Personalisation {
         mut on_event: impl FnMut(Event) -> Result<(), E>,
     ) -> Result<Outcome, E> {
         let mut stored = false;
-        while self.steps_taken() < self.config.train_steps {
+        while !self.is_finished() {
             if control.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
                 if !stored {
                     on_event(Event::Checkpoint(Box::new(self.checkpoint())))?;

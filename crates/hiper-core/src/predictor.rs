@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{Error, Result};
 
-/// What one step asks of the network.
+/// What one step of one subject asks of the network.
 #[derive(Debug, Clone, Copy)]
 pub struct TailLoss<'a> {
     /// `x_t`, `[1, 4, h, w]`.
@@ -28,18 +28,39 @@ impl TailLoss<'_> {
         Tensor::cat(&[self.head, &tail.unsqueeze(0)?], 1)
     }
 
-    /// `(target − prediction)²`, `[1, 4, h, w]`, in `f32` or wider.
-    pub(crate) fn squares(&self, prediction: &Tensor) -> Result<Tensor> {
-        if prediction.dims() != self.target.dims() {
-            let (expected, got) = (format!("{:?}", self.target.dims()), format!("{:?}", prediction.dims()));
-            return Err(Error::argument("the network's prediction", expected, got));
+    /// Refuses subjects that do not fit into one batch.
+    pub(crate) fn check_batch(steps: &[Self]) -> Result<()> {
+        let shapes = |step: &Self| {
+            let TailLoss { noisy_latents, head, tail, .. } = step;
+            let (latents, tokens) = (noisy_latents.dims(), head.dims()[1] + tail.dims()[0]);
+            format!("latents {latents:?} and a text of {tokens} tokens, width {}", tail.dims()[1])
+        };
+        let all: Vec<String> = steps.iter().map(shapes).collect();
+        match all.iter().position(|other| *other != all[0]) {
+            Some(i) => {
+                let expected = format!("{}, as the first", all[0]);
+                Err(Error::argument(
+                    "subjects in a batch",
+                    expected,
+                    format!("{} in number {}", all[i], i + 1),
+                ))
+            }
+            None => Ok(()),
         }
-        let dtype = if prediction.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        Ok((prediction.to_dtype(dtype)? - self.target.to_dtype(dtype)?)?.sqr()?)
     }
 }
 
-/// The loss and its gradient to the tail.
+/// `(target − prediction)²`, `[B, 4, h, w]`, in `f32` or wider.
+pub(crate) fn squares(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    if prediction.dims() != target.dims() {
+        let (expected, got) = (format!("{:?}", target.dims()), format!("{:?}", prediction.dims()));
+        return Err(Error::argument("the network's prediction", expected, got));
+    }
+    let dtype = if prediction.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    Ok((prediction.to_dtype(dtype)? - target.to_dtype(dtype)?)?.sqr()?)
+}
+
+/// One subject's loss and its gradient to the tail.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossAndGradient {
     /// `mean((target − prediction)²)`.
@@ -48,8 +69,11 @@ pub struct LossAndGradient {
     pub tail_gradient: Vec<f32>,
 }
 
-/// A network that predicts noise (or velocity). A closure `Fn(&latents, timestep, &encoder_hidden_states) -> prediction`
-/// is one.
+/// A network that predicts noise (or velocity).
+///
+/// A closure `Fn(&latents [1, 4, h, w], timestep, &encoder_hidden_states [1, T, D]) -> prediction` is one; it sees the subjects
+/// of a batch one after the other. To optimise them in one pass, implement the trait for a network that takes a timestep for
+/// each sample.
 ///
 /// ```
 /// use candle_core::Tensor;
@@ -59,8 +83,8 @@ pub struct LossAndGradient {
 /// takes_a_network(&|latents: &Tensor, _timestep: f64, text: &Tensor| latents.broadcast_add(&text.mean_all()?));
 /// ```
 pub trait NoisePredictor {
-    /// The prediction for `latents [B, 4, h, w]` at `timestep`, given `encoder_hidden_states [B, T, D]`; it has the shape of
-    /// `latents`.
+    /// The prediction for `latents [B, 4, h, w]`, each at its own of the `B` `timesteps`, given `encoder_hidden_states
+    /// [B, T, D]`; it has the shape of `latents`. `B` is 1 but in a batch of subjects.
     ///
     /// The tensors arrive in `f32`; a network of another type converts them (`to_dtype` has a gradient) and may answer in it.
     ///
@@ -69,11 +93,12 @@ pub trait NoisePredictor {
     fn predict_noise(
         &self,
         latents: &Tensor,
-        timestep: f64,
+        timesteps: &[f64],
         encoder_hidden_states: &Tensor,
     ) -> candle_core::Result<Tensor>;
 
-    /// The paper's loss, `‖target − ε_θ(x_t, t, [head; tail])‖²` averaged over the latents, and its gradient to the tail.
+    /// The paper's loss of each subject, `‖target − ε_θ(x_t, t, [head; tail])‖²` averaged over its own latents, and the gradient
+    /// of that to its own tail: neither depends on who else is in the batch. The subjects' shapes agree.
     ///
     /// The default differentiates [`predict_noise`](Self::predict_noise) with candle; implement it where there is a faster
     /// way. candle drops gradients silently at operations without a backward pass, and the default notices only when nothing
@@ -81,14 +106,25 @@ pub trait NoisePredictor {
     ///
     /// # Errors
     /// [`Error::NoGradient`] when the network's graph does not lead back to the tail.
-    fn loss_and_gradient(&self, step: &TailLoss<'_>) -> Result<LossAndGradient> {
-        let tail = Var::from_tensor(step.tail)?;
-        let context = step.encoder_hidden_states(&tail)?;
-        let squares = step.squares(&self.predict_noise(step.noisy_latents, step.timestep, &context)?)?;
-        let gradients = squares.mean_all()?.backward()?;
-        let gradient = gradients.get(&tail).ok_or(Error::NoGradient)?;
-        let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_device(&Device::Cpu)?;
-        Ok(LossAndGradient { loss: mean(&squares)?, tail_gradient: gradient.to_vec1()? })
+    fn losses_and_gradients(&self, steps: &[TailLoss<'_>]) -> Result<Vec<LossAndGradient>> {
+        let tails = steps.iter().map(|step| Var::from_tensor(step.tail)).collect::<Result<Vec<_>, _>>()?;
+        let contexts = steps.iter().zip(&tails).map(|(step, tail)| step.encoder_hidden_states(tail));
+        let context = Tensor::cat(&contexts.collect::<Result<Vec<_>, _>>()?, 0)?;
+        let stack =
+            |of: fn(&TailLoss<'_>) -> Tensor| Tensor::cat(&steps.iter().map(of).collect::<Vec<_>>(), 0);
+        let timesteps: Vec<f64> = steps.iter().map(|step| step.timestep).collect();
+        let prediction =
+            self.predict_noise(&stack(|step| step.noisy_latents.clone())?, &timesteps, &context)?;
+        let squares = squares(&prediction, &stack(|step| step.target.clone())?)?;
+        // The sum of the subjects' means: a mean over the batch would shrink every gradient.
+        let sum_of_losses = (squares.sum_all()? / (squares.elem_count() / steps.len()) as f64)?;
+        let gradients = sum_of_losses.backward()?;
+        let each = tails.iter().enumerate().map(|(i, tail)| {
+            let gradient = gradients.get(tail).ok_or(Error::NoGradient)?;
+            let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_device(&Device::Cpu)?;
+            Ok(LossAndGradient { loss: mean(&squares.get(i)?)?, tail_gradient: gradient.to_vec1()? })
+        });
+        each.collect()
     }
 }
 
@@ -99,10 +135,13 @@ where
     fn predict_noise(
         &self,
         latents: &Tensor,
-        timestep: f64,
+        timesteps: &[f64],
         encoder_hidden_states: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        self(latents, timestep, encoder_hidden_states)
+        let each = timesteps.iter().enumerate().map(|(i, &timestep)| {
+            self(&latents.narrow(0, i, 1)?, timestep, &encoder_hidden_states.narrow(0, i, 1)?)
+        });
+        Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 }
 

@@ -137,11 +137,11 @@ impl StableDiffusion {
         for (i, &timestep) in timesteps.iter().enumerate() {
             let input = scheduler.scale_model_input(&sample, i)?;
             let model_output = if config.guidance_scale == 1.0 {
-                self.unet.forward(&input, timestep, config.prompt_embeds)?
+                self.unet.forward(&input, &[timestep], config.prompt_embeds)?
             } else {
                 let both = self
                     .unet
-                    .forward(&Tensor::cat(&[&input, &input], 0)?, timestep, &context)?
+                    .forward(&Tensor::cat(&[&input, &input], 0)?, &[timestep], &context)?
                     .chunk(2, 0)?;
                 (&both[0] + ((&both[1] - &both[0])? * config.guidance_scale)?)?
             };

@@ -46,7 +46,7 @@ pub fn run(part: Part, args: &Args) -> Result<()> {
             let unet = UNet2DConditionModel::load(&files()?, device)?;
             let latents = filled(&[1, unet.config().in_channels, args.size / 8, args.size / 8])?;
             let text = filled(&[1, TOKENS, unet.cross_attention_dim()])?;
-            steps(args.steps, || Ok(unet.forward(&latents, TIMESTEP, &text)?))
+            steps(args.steps, || Ok(unet.forward(&latents, &[TIMESTEP], &text)?))
         }
         Part::Encode => {
             let vae = AutoencoderKl::load(&files()?, device)?;

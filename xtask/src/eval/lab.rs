@@ -89,7 +89,7 @@ impl Lab {
         };
         let mut run = Personalisation::new(config, &latents, &source, self.schedule(), generator)?;
         let network = |latents: &Tensor, timestep: f64, text: &Tensor| {
-            Ok(self.sd.unet.forward(latents, timestep, text)?)
+            Ok(self.sd.unet.forward(latents, &[timestep], text)?)
         };
         let mut learned = vec![None; marks.len()];
         while let Some(step) = run.step(&network)? {

@@ -64,7 +64,7 @@ impl Training<'_> {
         let mut log = StepLog::after(run.steps_taken(), self.output)?;
         let unet = &self.model.sd.unet;
         let network =
-            |latents: &Tensor, timestep: f64, text: &Tensor| Ok(unet.forward(latents, timestep, text)?);
+            |latents: &Tensor, timestep: f64, text: &Tensor| Ok(unet.forward(latents, &[timestep], text)?);
         let mut pace = Pace::default();
         self.console.start(total, run.steps_taken(), "learning");
         loop {

@@ -6,7 +6,7 @@
 //!
 //! A closure makes any network a [`NoisePredictor`], but candle-transformers' UNet gives a wrong gradient without a word.
 //! `check_gradient` finds that out; `differentiable.rs` is the same network with a whole gradient; and a network that predicts
-//! one way and differentiates another implements `loss_and_gradient`. Small random widths stand for a checkpoint.
+//! one way and differentiates another implements `losses_and_gradients`. Small random widths stand for a checkpoint.
 
 #![allow(clippy::print_stdout, reason = "an example talks")]
 
@@ -38,17 +38,19 @@ impl NoisePredictor for Network {
     fn predict_noise(
         &self,
         latents: &Tensor,
-        timestep: f64,
+        timesteps: &[f64],
         encoder_hidden_states: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        self.unet.forward(latents, timestep, encoder_hidden_states)
+        let network =
+            |latents: &Tensor, timestep: f64, text: &Tensor| self.unet.forward(latents, timestep, text);
+        network.predict_noise(latents, timesteps, encoder_hidden_states)
     }
 
-    fn loss_and_gradient(&self, step: &TailLoss<'_>) -> hiper_core::Result<LossAndGradient> {
+    fn losses_and_gradients(&self, steps: &[TailLoss<'_>]) -> hiper_core::Result<Vec<LossAndGradient>> {
         let network = |latents: &Tensor, timestep: f64, text: &Tensor| {
             self.differentiable.forward(latents, timestep, text)
         };
-        network.loss_and_gradient(step)
+        network.losses_and_gradients(steps)
     }
 }
 
@@ -95,7 +97,7 @@ fn main() -> hiper_core::Result<()> {
         println!("step {:2}  timestep {:3}  loss {:.4}", step.step, step.timestep, step.loss);
     }
     let edit = compose(&target, run.tail(), DEFAULT_TAIL_SCALE)?;
-    let noise = network.predict_noise(&latents, 500.0, &edit)?;
+    let noise = network.predict_noise(&latents, &[500.0], &edit)?;
     println!("the edit's conditioning {:?}, its first prediction {:?}", edit.dims(), noise.dims());
     Ok(())
 }

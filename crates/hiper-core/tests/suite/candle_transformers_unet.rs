@@ -29,12 +29,12 @@ struct Network {
 }
 
 impl NoisePredictor for Network {
-    fn predict_noise(&self, latents: &Tensor, t: f64, text: &Tensor) -> candle_core::Result<Tensor> {
-        self.unet.forward(latents, t, text)
+    fn predict_noise(&self, latents: &Tensor, t: &[f64], text: &Tensor) -> candle_core::Result<Tensor> {
+        (|x: &Tensor, t: f64, text: &Tensor| self.unet.forward(x, t, text)).predict_noise(latents, t, text)
     }
 
-    fn loss_and_gradient(&self, step: &TailLoss<'_>) -> Result<LossAndGradient> {
-        (|x: &Tensor, t: f64, text: &Tensor| self.twin.forward(x, t, text)).loss_and_gradient(step)
+    fn losses_and_gradients(&self, steps: &[TailLoss<'_>]) -> Result<Vec<LossAndGradient>> {
+        (|x: &Tensor, t: f64, text: &Tensor| self.twin.forward(x, t, text)).losses_and_gradients(steps)
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod arithmetic;
+mod batch;
 mod candle_transformers_unet;
 mod files;
 mod gradients;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use candle_core::{D, DType, Device, Tensor};
 use hiper_core::{
-    NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType, TextEmbedding, TorchGenerator,
+    NoisePredictor, NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType, TextEmbedding,
+    TorchGenerator,
 };
 
 /// `tests/fixtures/hiper_core/{name}`.
@@ -51,19 +52,34 @@ impl Toy {
         Self(weights.map(|name| (name, get(name))).into())
     }
 
+    /// One picture.
     pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> candle_core::Result<Tensor> {
+        self.predict_noise(latents, &[timestep], text)
+    }
+}
+
+/// A batch in one pass.
+impl NoisePredictor for Toy {
+    fn predict_noise(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        text: &Tensor,
+    ) -> candle_core::Result<Tensor> {
         let w = |name: &str| &self.0[name];
         let (latents, text) = (latents.to_dtype(w("in").dtype())?, text.to_dtype(w("in").dtype())?);
-        let (_, _, height, width) = latents.dims4()?;
+        let (batch, _, height, width) = latents.dims4()?;
         let pixels = latents.flatten_from(2)?.transpose(1, 2)?;
-        let time = (w("time") * (timestep / 100.0).sin())?;
+        let phases: Vec<f64> = timesteps.iter().map(|timestep| (timestep / 100.0).sin()).collect();
+        let phases = Tensor::from_vec(phases, (batch, 1, 1), &Device::Cpu)?.to_dtype(w("time").dtype())?;
+        let time = phases.broadcast_mul(w("time"))?;
         let hidden = pixels.broadcast_matmul(w("in"))?.broadcast_add(&time)?.tanh()?;
         let keys = text.broadcast_matmul(w("k"))?.transpose(1, 2)?;
         let scores = hidden.broadcast_matmul(w("q"))?.matmul(&keys)?;
         let weights = softmax(&(scores / (w("q").dim(0)? as f64).sqrt())?)?;
         let hidden = (hidden + weights.matmul(&text.broadcast_matmul(w("v"))?)?)?;
         let out = hidden.tanh()?.broadcast_matmul(w("out"))?.transpose(1, 2)?;
-        out.reshape((1, w("out").dim(1)?, height, width))
+        out.reshape((batch, w("out").dim(1)?, height, width))
     }
 }
 

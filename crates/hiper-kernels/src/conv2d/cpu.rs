@@ -6,7 +6,7 @@ use crate::cpu::fill::fill;
 use crate::cpu::gemm::gemm;
 use crate::cpu::weight::Rhs;
 
-/// `y = conv(x) (+ bias) (+ residual)`; the bias is an argument because a block may add to the layer's own.
+/// `y = conv(x) (+ bias) (+ residual)`; the bias, `[O]` or `[B, O]`, is an argument because a block may add to the layer's own.
 pub(crate) fn forward(
     conv: &ConvFunction,
     x: &[f32],
@@ -22,13 +22,15 @@ pub(crate) fn forward(
         return Winograd { input, output, padding: [top, left], taps, bias, residual }.run(x);
     }
     let patches = Patches::new(conv, shape);
+    let pixels = output[0] * output[1];
     gemm(
         patches.count(),
         |pixel, k, out| patches.gather(x, pixel, k, out),
         Rhs::whole(&conv.weight, false),
         |row, col, y| {
             if let Some(bias) = bias {
-                y.iter_mut().zip(&bias[col..]).for_each(|(y, b)| *y += b);
+                let bias = &bias_of(bias, row / pixels, conv.channels_out)[col..];
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
             if let Some(residual) = residual {
                 let from = &residual[row * conv.channels_out + col..];
@@ -36,6 +38,12 @@ pub(crate) fn forward(
             }
         },
     )
+}
+
+/// The bias of one picture of the batch: all share one, `[O]`, or each has its own, `[B, O]`.
+pub(super) fn bias_of(bias: &[f32], image: usize, channels_out: usize) -> &[f32] {
+    let first = if bias.len() == channels_out { 0 } else { image * channels_out };
+    &bias[first..first + channels_out]
 }
 
 /// The same convolution with the taps turned around and transposed; for other strides, patches scattered back.

@@ -13,6 +13,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::cpu::bias_of;
 use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
 use crate::cpu::isa::Isa;
 use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
@@ -35,7 +36,7 @@ pub(super) struct Winograd<'a> {
     pub padding: [usize; 2],
     /// The matrix `[input channels, output channels]` of each of the nine taps, in row-major order.
     pub taps: [Rhs<'a>; 9],
-    /// Added to every output pixel.
+    /// Added to every output pixel, `[O]` or `[B, O]`.
     pub bias: Option<&'a [f32]>,
     /// Added to the output, of its shape.
     pub residual: Option<&'a [f32]>,
@@ -504,7 +505,8 @@ impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
                 }
             }
             both_ways::<T::Output, S>(simd, &mut m, T::POINTS, T::M);
-            let bias = conv.bias.map(|bias| load(simd, &bias[first + at..][..lanes]));
+            let bias = conv.bias.map(|bias| bias_of(bias, image, channels));
+            let bias = bias.map(|bias| load(simd, &bias[first + at..][..lanes]));
             for (r, m) in m.iter().enumerate().take(T::M.min(height - row)) {
                 for (c, m) in m.iter().enumerate().take(T::M.min(width - col)) {
                     let mut value = bias.map_or(*m, |bias| simd.add_f32s(*m, bias));

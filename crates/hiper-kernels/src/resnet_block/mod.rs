@@ -19,7 +19,7 @@ use crate::{Conv2d, GroupNorm, Linear, Memory, conv2d, group_norm, linear};
 /// Biases, the time embedding and the sum ride on the convolutions' last pass over their results.
 ///
 /// # Shapes
-/// `x [B, H, W, I]`, `time [1, O]`, `y [B, H, W, O]`; the convolutions keep the picture's size.
+/// `x [B, H, W, I]`, `time [B, O]` or `[1, O]` for all of the batch, `y [B, H, W, O]`; the convolutions keep the picture's size.
 ///
 /// # Gradient
 /// To `x` alone. `time` is a constant: it depends on the timestep, never on what is learned.
@@ -48,11 +48,13 @@ impl ResnetBlock {
         let channels = self.conv1.0.channels_out;
         let mut bias = self.conv1.0.bias.clone();
         if let Some(time) = time {
-            let expected = || format!("[1, {channels}]");
-            check_shape(time.dims() == [1, channels], Op::NAME, "time", expected, time.dims())?;
+            let batch = x.dims().first().copied().unwrap_or_default();
+            let fits = matches!(time.dims(), &[b, c] if (b == 1 || b == batch) && c == channels);
+            let expected = || format!("[{batch}, {channels}] or [1, {channels}]");
+            check_shape(fits, Op::NAME, "time", expected, time.dims())?;
             let time = to_vec(time)?;
             bias = Some(match bias {
-                Some(bias) => bias.iter().zip(&time).map(|(b, t)| b + t).collect(),
+                Some(bias) => bias.iter().cycle().zip(&time).map(|(b, t)| b + t).collect(),
                 None => time,
             });
         }
@@ -79,7 +81,7 @@ impl ResnetBlock {
 
 struct Op {
     block: ResnetBlock,
-    /// The first convolution's bias with the time embedding.
+    /// The first convolution's bias with the time embedding, `[O]` or `[B, O]`.
     bias: Option<Vec<f32>>,
     keep: bool,
     /// The first convolution's result, if it is kept for the backward pass.

@@ -1,6 +1,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::ResnetBlock;
+use crate::cpu::isa::Isa;
 use crate::testing::{check, normals};
 use crate::{
     Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Memory, Padding, conv2d, group_norm, linear,
@@ -18,18 +19,19 @@ struct Weights {
     norms: [[Vec<f32>; 2]; 2],
     convs: [[Vec<f32>; 2]; 2],
     shortcut: [Vec<f32>; 2],
+    /// `[1, O]`, or one for each picture of a batch.
     time: Vec<f32>,
 }
 
 impl Weights {
-    fn new(channels: [usize; 2]) -> Self {
+    fn new(channels: [usize; 2], times: usize) -> Self {
         let [i, o] = channels;
         Self {
             channels,
             norms: [[normals(i, 10), normals(i, 11)], [normals(o, 12), normals(o, 13)]],
             convs: [[normals(9 * i * o, 14), normals(o, 15)], [normals(9 * o * o, 16), normals(o, 17)]],
             shortcut: [normals(i * o, 18), normals(o, 19)],
-            time: normals(o, 20),
+            time: normals(times * o, 20),
         }
     }
 
@@ -68,7 +70,10 @@ impl Weights {
             conv2d::reference::Conv { weights, bias, kernel: 3, config }.forward(x, [b, h, w, c])
         };
         let mut hidden = conv(0, &norm(0, x), i);
-        hidden.iter_mut().enumerate().for_each(|(at, v)| *v += self.time[at % o] as f64);
+        let times = self.time.chunks(o).cycle();
+        for (picture, time) in hidden.chunks_mut(h * w * o).zip(times) {
+            picture.iter_mut().enumerate().for_each(|(at, v)| *v += time[at % o] as f64);
+        }
         let y = conv(1, &norm(1, &hidden), o);
         let shortcut = if i == o {
             x.to_vec()
@@ -81,10 +86,12 @@ impl Weights {
 
 #[test]
 fn matches_the_definition_kept_and_computed_again() {
-    for (channels, [b, h, w]) in [([4, 4], [1, 5, 4]), ([6, 4], [2, 3, 3])] {
-        let weights = Weights::new(channels);
+    for (channels, [b, h, w], times) in
+        [([4, 4], [1, 5, 4], 1), ([6, 4], [2, 3, 3], 1), ([6, 4], [3, 5, 3], 3)]
+    {
+        let weights = Weights::new(channels, times);
         let block = weights.block().unwrap();
-        let time = tensor(&weights.time, &[1, channels[1]]);
+        let time = tensor(&weights.time, &[times, channels[1]]);
         for memory in [Memory::Fast, Memory::Lean] {
             check(
                 &[&[b, h, w, channels[0]]],
@@ -97,9 +104,37 @@ fn matches_the_definition_kept_and_computed_again() {
 
 #[test]
 fn wrong_shapes_are_errors() {
-    let block = Weights::new([4, 4]).block().unwrap();
+    let block = Weights::new([4, 4], 1).block().unwrap();
     let x = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
     assert!(block.forward(&x(&[1, 4, 4, 4]), None, Memory::Fast).is_ok());
     assert!(block.forward(&x(&[1, 4, 4, 6]), None, Memory::Fast).is_err());
-    assert!(block.forward(&x(&[1, 4, 4, 4]), Some(&x(&[1, 5])), Memory::Fast).is_err());
+    for time in [&[1, 5][..], &[2, 4], &[4]] {
+        assert!(block.forward(&x(&[3, 4, 4, 4]), Some(&x(time)), Memory::Fast).is_err(), "{time:?}");
+    }
+}
+
+#[test]
+fn a_picture_with_its_own_time_is_what_it_is_alone() {
+    let (batch, [i, o]) = (3, [6, 4]);
+    let weights = Weights::new([i, o], batch);
+    // Winograd's two sizes of tile, and a convolution that is one product over the whole batch.
+    let winograd = weights.block().unwrap();
+    let conv1 = Conv2d::new(
+        &tensor(&normals(i * o, 21), &[o, i, 1, 1]),
+        Some(&tensor(&normals(o, 22), &[o])),
+        Conv2dConfig { stride: 1, padding: Padding::same(0) },
+    );
+    let pointwise = ResnetBlock { conv1: conv1.unwrap(), ..winograd.clone() };
+    for (block, side) in [(&winograd, 5), (&winograd, 24), (&pointwise, 5)] {
+        let x = tensor(&normals(batch * side * side * i, 23), &[batch, side, side, i]);
+        let time = tensor(&weights.time, &[batch, o]);
+        let run = |x: &Tensor, time: &Tensor| {
+            let y = block.forward(x, Some(time), Memory::Fast).unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let alone = |b| run(&x.narrow(0, b, 1).unwrap(), &time.narrow(0, b, 1).unwrap());
+        Isa::for_each(|| {
+            assert_eq!(run(&x, &time), (0..batch).flat_map(&alone).collect::<Vec<_>>(), "{side}");
+        });
+    }
 }

@@ -50,7 +50,7 @@ impl ResnetBlock2D {
         self
     }
 
-    /// `x [B, H, W, I]`; `temb [1, T]`, already activated.
+    /// `x [B, H, W, I]`; `temb [B, T]` or `[1, T]`, already activated.
     pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let time = match (&self.time_emb_proj, temb) {
             (Some(project), Some(temb)) => Some(project.forward(temb)?),

@@ -6,7 +6,7 @@ use hiper_kernels::{Activation, Linear, activation};
 use super::linear;
 use crate::{Result, Weights};
 
-/// Sinusoids of the timestep, then two fully connected layers.
+/// Sinusoids of a timestep, then two fully connected layers.
 pub(crate) struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
@@ -34,10 +34,10 @@ impl TimestepEmbedding {
         })
     }
 
-    /// `[1, 4C]`, with the activation that every residual block would apply to it.
-    pub(crate) fn forward_activated(&self, timestep: f64) -> Result<Tensor> {
-        let sinusoids = self.sinusoids(timestep as f32);
-        let x = Tensor::from_vec(sinusoids, (1, self.channels), &self.device)?;
+    /// A row for each timestep, `[B, 4C]`, with the activation that every residual block would apply to it.
+    pub(crate) fn forward_activated(&self, timesteps: &[f64]) -> Result<Tensor> {
+        let sinusoids = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep as f32)).collect();
+        let x = Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?;
         let x = activation(&self.linear_1.forward(&x)?, Activation::Silu)?;
         Ok(activation(&self.linear_2.forward(&x)?, Activation::Silu)?)
     }

@@ -85,8 +85,8 @@ impl UNet2DConditionModel {
     /// Predicts noise (or velocity, as the scheduler's `prediction_type` says).
     ///
     /// # Shapes
-    /// `latents [B, 4, h, w]`, `timestep` in 0..1000 for all of the batch, `encoder_hidden_states [B, T, D]`, result
-    /// `[B, 4, h, w]`. All `f32`.
+    /// `latents [B, 4, h, w]`, `encoder_hidden_states [B, T, D]`, result `[B, 4, h, w]`, all `f32`; `timesteps` in 0..1000,
+    /// one for each of the batch or a single one for all.
     ///
     /// # Gradient
     /// To `latents` and `encoder_hidden_states`.
@@ -101,15 +101,20 @@ impl UNet2DConditionModel {
     /// let unet = sd_models::UNet2DConditionModel::load(&files, &Device::Cpu)?;
     /// let latents = Tensor::zeros((1, 4, 64, 64), DType::F32, &Device::Cpu)?;
     /// let text = Tensor::zeros((1, 77, unet.cross_attention_dim()), DType::F32, &Device::Cpu)?;
-    /// let noise_pred = unet.forward(&latents, 500.0, &text)?;
+    /// let noise_pred = unet.forward(&latents, &[500.0], &text)?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn forward(&self, latents: &Tensor, timestep: f64, encoder_hidden_states: &Tensor) -> Result<Tensor> {
-        self.check(latents, encoder_hidden_states)?;
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        encoder_hidden_states: &Tensor,
+    ) -> Result<Tensor> {
+        self.check(latents, timesteps, encoder_hidden_states)?;
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
-        let temb = self.time_embedding.forward_activated(timestep)?;
+        let temb = self.time_embedding.forward_activated(timesteps)?;
         let mut h = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?)?;
         let mut skips = vec![h.clone()];
         for block in &self.down_blocks {
@@ -123,12 +128,16 @@ impl UNet2DConditionModel {
         Ok(h.permute((0, 3, 1, 2))?.contiguous()?)
     }
 
-    fn check(&self, latents: &Tensor, encoder_hidden_states: &Tensor) -> Result<()> {
+    fn check(&self, latents: &Tensor, timesteps: &[f64], encoder_hidden_states: &Tensor) -> Result<()> {
         let (channels, width) = (self.config.in_channels, self.cross_attention_dim());
         let batch = latents.dims().first().copied().unwrap_or_default();
         if !matches!(latents.dims(), &[_, c, h, w] if c == channels && h > 0 && w > 0) {
             let (expected, got) = (format!("[B, {channels}, h, w]"), format!("{:?}", latents.dims()));
             return Err(Error::Argument { argument: "latents", expected, got });
+        }
+        if timesteps.len() != 1 && timesteps.len() != batch {
+            let (expected, got) = (format!("1 or {batch}, as the latents"), timesteps.len().to_string());
+            return Err(Error::Argument { argument: "timesteps", expected, got });
         }
         if !matches!(encoder_hidden_states.dims(), &[b, t, d] if b == batch && t > 0 && d == width) {
             let (expected, got) =
