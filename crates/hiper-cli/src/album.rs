@@ -4,12 +4,12 @@ use hiper_core::HiperEmbedding;
 use image::RgbImage;
 
 use crate::Result;
-use crate::args::Personalize;
 use crate::console::Console;
 use crate::model::Model;
 use crate::output::Output;
 use crate::picture::{Cell, draw_sheet, slug};
 use crate::render::{Look, Painter, Tail};
+use crate::subject::Subject;
 
 /// What the pictures are drawn from.
 pub struct Album<'a> {
@@ -20,11 +20,11 @@ pub struct Album<'a> {
     /// What is said meanwhile.
     pub console: &'a Console,
     /// How they are drawn.
-    pub look: Look,
+    pub look: &'a Look,
     /// The photo, as the model sees it.
     pub picture: &'a RgbImage,
     /// Sentences and seed.
-    pub args: &'a Personalize,
+    pub subject: &'a Subject,
     /// The tail's file, for the pictures' metadata.
     pub file: &'a str,
 }
@@ -35,7 +35,7 @@ impl Album<'_> {
     /// # Errors
     /// When the folder cannot be written, or after Ctrl-C.
     pub fn preview(&self, step: usize, tail: &HiperEmbedding) -> Result<()> {
-        let targets = &self.args.target_text;
+        let targets = &self.subject.target_texts;
         let painter = self.painter(1 + 2 * targets.len())?;
         let mut row = vec![self.reconstruction(&painter, tail)?];
         for target in targets {
@@ -54,7 +54,7 @@ impl Album<'_> {
     /// # Errors
     /// When the folder cannot be written, or after Ctrl-C.
     pub fn edits(&self, tail: &HiperEmbedding) -> Result<()> {
-        let (source, targets) = (&self.args.source_text, &self.args.target_text);
+        let (source, targets) = (&self.subject.source_text, &self.subject.target_texts);
         let painter = self.painter(2 * (1 + targets.len()))?;
         let photo = Cell { picture: self.picture.clone(), label: "photo", caption: source.clone() };
         let reconstruction = self.reconstruction(&painter, tail)?;
@@ -84,7 +84,7 @@ impl Album<'_> {
 
     /// The tail as it was learned, unscaled, behind its own sentence.
     fn reconstruction(&self, painter: &Painter<'_>, tail: &HiperEmbedding) -> Result<Cell> {
-        self.draw(painter, "reconstruction", &self.args.source_text, Some(self.tail(tail, 1.0)))
+        self.draw(painter, "reconstruction", &self.subject.source_text, Some(self.tail(tail, 1.0)))
     }
 
     fn edit(&self, painter: &Painter<'_>, target: &str, tail: &HiperEmbedding) -> Result<Cell> {
@@ -102,12 +102,12 @@ impl Album<'_> {
         prompt: &str,
         tail: Option<Tail<'_>>,
     ) -> Result<Cell> {
-        let picture = painter.paint(prompt, tail, self.args.seed)?;
+        let picture = painter.paint(prompt, tail, self.subject.seed)?;
         Ok(Cell { picture, label, caption: prompt.to_owned() })
     }
 
     fn save(&self, painter: &Painter<'_>, name: &str, cell: &Cell, tail: Option<Tail<'_>>) -> Result<()> {
-        let recipe = painter.recipe(&cell.caption, tail, self.args.seed);
+        let recipe = painter.recipe(&cell.caption, tail, self.subject.seed);
         self.output.picture(name, "picture", &cell.picture, &recipe.texts())?;
         Ok(())
     }

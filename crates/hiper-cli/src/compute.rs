@@ -1,7 +1,7 @@
 //! Where to compute, and whether to save time or memory.
 
 use candle_core::Device;
-use sd_models::{Memory, ModelFiles, Weights};
+use sd_models::{Memory, ModelFiles, StableDiffusion, Weights};
 
 use crate::Result;
 use crate::args::Memory as Choice;
@@ -32,8 +32,6 @@ impl Compute {
 
     /// Bytes that saving time takes: every weight as f32, and what a step keeps.
     fn needed(&self, files: &ModelFiles) -> Result<u64> {
-        /// A step of Stable Diffusion 1.5 at 512², measured.
-        const STEP: u64 = 2 << 30;
         let mut needed = STEP;
         for component in ["unet", "vae", "text_encoder"] {
             let tensors = Weights::load(files, component, &self.device)?.tensors();
@@ -42,6 +40,25 @@ impl Compute {
         }
         Ok(needed)
     }
+}
+
+/// A step of Stable Diffusion 1.5 at 512², measured: bytes that it keeps for the backward pass when it saves time.
+const STEP: u64 = 2 << 30;
+
+/// More than these when they are asked for: a batch saves little on a CPU (docs/speed.md), and room is estimated.
+const MAX_SUBJECTS: u64 = 8;
+
+/// How many subjects to learn at once, with pictures of `width` × `height`: as many as what is free has room for.
+pub fn subjects_at_once(model: &StableDiffusion, (width, height): (u32, u32)) -> usize {
+    let pixels = u64::from(width) * u64::from(height);
+    let channels = model.unet.config().block_out_channels[0] as u64;
+    available().map_or(MAX_SUBJECTS, |bytes| room(bytes, pixels, channels)) as usize
+}
+
+/// How many steps fit into so many bytes: what a step keeps grows with the pixels, and with the width of the UNet's first level.
+fn room(bytes: u64, pixels: u64, channels: u64) -> u64 {
+    let step = (STEP / (512 * 512)).saturating_mul(pixels).saturating_mul(channels) / 320;
+    (bytes / step.max(1)).clamp(1, MAX_SUBJECTS)
 }
 
 /// Bytes that programs can still have, where the system says so.
@@ -65,6 +82,16 @@ mod tests {
         let text = "MemTotal:  100 kB\nMemFree: 3 kB\nMemAvailable:       42 kB\n";
         assert_eq!(parse_available(text), Some(42 * 1024));
         assert_eq!(parse_available("MemTotal: 1 kB"), None);
+    }
+
+    #[test]
+    fn a_batch_has_room() {
+        let (pixels, channels) = (512 * 512, 320);
+        assert_eq!(room(7 << 30, pixels, channels), 3);
+        assert_eq!(room(7 << 30, 4 * pixels, channels), 1);
+        assert_eq!(room(7 << 30, pixels, channels / 2), 7);
+        assert_eq!(room(0, pixels, channels), 1);
+        assert_eq!(room(u64::MAX, 0, 0), MAX_SUBJECTS);
     }
 
     #[test]

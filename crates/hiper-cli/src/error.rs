@@ -45,18 +45,42 @@ pub enum Error {
     /// A tensor operation.
     #[error("the computation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// What is wrong with one of several subjects.
+    #[error("{subject}: {error}")]
+    Subject {
+        /// Its name.
+        subject: String,
+        /// What is wrong.
+        error: Box<Error>,
+    },
+    /// Some subjects could not be learned; the others are done.
+    #[error("{} of {total} subjects failed: {}", failed.len(), failed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Subjects {
+        /// How many there were.
+        total: usize,
+        /// What was wrong with each that failed.
+        failed: Vec<Error>,
+    },
     /// The user pressed Ctrl-C; the step after which a checkpoint was written, if one was.
     #[error("interrupted{}", .0.map(|step| format!(" after step {step}, which is stored")).unwrap_or_default())]
     Interrupted(Option<usize>),
 }
 
 /// The result of everything here.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An [`Error::Refused`].
     pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused { message: message.into(), hint: hint.into() }
+    }
+
+    /// The same error, said of this subject when it is one of several.
+    pub fn of(self, name: Option<&str>) -> Self {
+        match name {
+            Some(name) => Self::Subject { subject: name.to_owned(), error: Box::new(self) },
+            None => self,
+        }
     }
 
     /// For `map_err` on operations of the file system.
@@ -76,6 +100,8 @@ impl Error {
                 "give --model the checkpoint that the tail was learned with; hiper inspect TAIL names it"
             }
             Self::Model(sd_models::Error::Argument { argument: "steps", .. }) => "change --steps",
+            Self::Subject { error, .. } => return error.hint(),
+            Self::Subjects { .. } => "the other subjects are done",
             Self::Interrupted(Some(_)) => {
                 "personalize --resume continues there, and so does demo when it is run again"
             }
@@ -89,6 +115,7 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Interrupted(_) => 130,
+            Self::Subject { error, .. } => error.exit_code(),
             _ => 1,
         }
     }

@@ -11,12 +11,14 @@ mod console;
 mod demo_model;
 mod error;
 mod interrupt;
+mod manifest;
 mod model;
 mod output;
 mod picture;
 mod recipe;
 mod render;
 mod run;
+mod subject;
 
 use std::process::ExitCode;
 

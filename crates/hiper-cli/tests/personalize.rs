@@ -5,9 +5,8 @@
 mod common;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use common::{command, files, hiper, hiper_ok, log, photo, words};
+use common::{command, files, hiper, hiper_ok, log, photo, wait_for_steps, words};
 
 /// Enough to be interrupted in the middle, few enough to wait for.
 const STEPS: usize = 40;
@@ -71,14 +70,6 @@ fn killed_or_interrupted_and_resumed_is_the_uninterrupted_run() {
 fn random() -> usize {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() as usize
-}
-
-fn wait_for_steps(folder: &Path, steps: usize) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while std::fs::read_to_string(folder.join("log.jsonl")).unwrap_or_default().lines().count() < steps {
-        assert!(Instant::now() < deadline, "no step {steps} in time");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

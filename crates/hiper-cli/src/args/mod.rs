@@ -115,21 +115,37 @@ pub struct Demo {
 
 /// `hiper personalize`.
 #[derive(Args)]
+#[command(override_usage = "hiper personalize [OPTIONS] --output-dir <DIR> \
+    (--input-image <FILE> --source-text <TEXT> | --manifest <FILE>)")]
 pub struct Personalize {
     /// The photo: PNG, JPEG, WebP, BMP, TIFF or GIF
-    #[arg(long, value_name = "FILE")]
-    pub input_image: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "manifest")]
+    pub input_image: Option<PathBuf>,
     /// What the photo shows. Name what an edit shall change (pose, place) and leave the subject's looks to the tail
-    #[arg(long, value_name = "TEXT", value_parser = prompt())]
-    pub source_text: String,
+    #[arg(long, value_name = "TEXT", required_unless_present = "manifest", value_parser = prompt())]
+    pub source_text: Option<String>,
     /// Sentences to edit the photo with afterwards
     #[arg(long, value_name = "TEXT", num_args = 1.., value_parser = prompt())]
     pub target_text: Vec<String>,
-    /// Folder for the results; made if need be
+    /// Several photos instead of one, learned together: a .toml, .json or .jsonl file of subjects with image, source_text and,
+    /// if need be, name, target_texts and seed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["input_image", "source_text", "target_text"])]
+    pub manifest: Option<PathBuf>,
+    /// Most subjects of the manifest in one pass of the network [default: as many as memory allows, up to 8]
+    #[arg(long, value_name = "B", conflicts_with = "input_image", value_parser = positive)]
+    pub batch_size: Option<usize>,
+    /// Folder for the results, of a manifest in a folder for each subject; made if need be
     #[arg(long, value_name = "DIR")]
     pub output_dir: PathBuf,
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub learning: Learning,
+}
+
+/// How a tail is learned.
+#[derive(Args)]
+pub struct Learning {
     /// Tokens of the tail, 1 to 75: more overfit, fewer lose the subject
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_N_HIPER)))]
     pub n_hiper: u16,

@@ -1,8 +1,8 @@
 //! `hiper demo`: the whole story on the embedded model.
 
-use super::personalize::{Photographed, personalize};
+use super::personalize::Job;
 use crate::Result;
-use crate::args::{self, Crop, Demo, Personalize};
+use crate::args::{Crop, Demo, Learning};
 use crate::compute::Compute;
 use crate::console::Console;
 use crate::demo_model;
@@ -10,6 +10,7 @@ use crate::model::Model;
 use crate::output::Output;
 use crate::render::Look;
 use crate::run::Checkpoints;
+use crate::subject::Subject;
 
 /// Personalises the embedded photo and edits it with the embedded sentences.
 pub fn run(args: &Demo, compute: &Compute, console: &Console) -> Result<()> {
@@ -17,15 +18,15 @@ pub fn run(args: &Demo, compute: &Compute, console: &Console) -> Result<()> {
     let output = Output::create(&args.out, console)?;
     let photo = output.write("photo.png", demo_model::photo()?)?;
     output.wrote(&photo, "photo");
-    let photo = Photographed::read(&photo)?;
     let model = Model::open(None, compute, console)?;
-    let look = Look { steps: story.steps, ..Look::default() };
-    let args = Personalize {
-        input_image: output.path("photo.png"),
+    let subject = Subject {
+        name: None,
+        image: photo,
         source_text: story.source_text,
-        target_text: story.target_texts,
-        output_dir: args.out.clone(),
-        model: args::Model { path: None },
+        target_texts: story.target_texts,
+        seed: story.seed,
+    };
+    let learning = Learning {
         n_hiper: hiper_core::DEFAULT_N_HIPER as u16,
         train_steps: story.train_steps,
         learning_rate: hiper_core::AdamConfig::default().learning_rate,
@@ -37,5 +38,7 @@ pub fn run(args: &Demo, compute: &Compute, console: &Console) -> Result<()> {
         // Interrupted earlier: go on.
         resume: !Checkpoints::list(output.folder())?.is_empty(),
     };
-    personalize(&args, &photo, &model, &output, look, console)
+    let look = Look { steps: story.steps, ..Look::default() };
+    let job = Job { learning: &learning, batch_size: None, model: &model, look, console };
+    job.personalize(&[subject], &[output])
 }

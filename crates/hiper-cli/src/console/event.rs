@@ -33,16 +33,13 @@ pub enum Event<'a> {
     },
     /// A step of the optimiser.
     Step {
-        /// Counted from 1.
+        /// Counted from 1; of subjects that stand at different steps, the least.
         step: usize,
         /// Of these.
         train_steps: usize,
-        /// The timestep drawn.
-        timestep: usize,
-        /// The loss before the tail moved.
-        loss: f64,
-        /// Its running mean.
-        smoothed_loss: f64,
+        /// How each subject does.
+        #[serde(flatten)]
+        losses: Losses<'a>,
         /// Time this step took.
         seconds: f64,
         /// Time left at this pace.
@@ -85,6 +82,55 @@ pub enum Event<'a> {
     },
 }
 
+/// What a step says of one subject, or of each in a batch.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Losses<'a> {
+    /// The only subject.
+    One(Loss),
+    /// Subjects of a manifest.
+    Batch {
+        /// Each by its name.
+        subjects: &'a [SubjectLoss<'a>],
+    },
+}
+
+/// One subject's loss.
+#[derive(Clone, Copy, Serialize)]
+pub struct Loss {
+    /// The timestep drawn.
+    pub timestep: usize,
+    /// The loss before the tail moved.
+    pub loss: f64,
+    /// Its running mean.
+    pub smoothed_loss: f64,
+}
+
+/// One subject of a batch.
+#[derive(Serialize)]
+pub struct SubjectLoss<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its step, counted from 1.
+    pub step: usize,
+    /// Its loss.
+    #[serde(flatten)]
+    pub loss: Loss,
+}
+
+impl Losses<'_> {
+    /// The running means, for the progress bar.
+    fn text(&self) -> String {
+        match self {
+            Self::One(loss) => format!("loss {:.4}", loss.smoothed_loss),
+            Self::Batch { subjects } => {
+                let each = subjects.iter().map(|s| format!("{} {:.4}", s.name, s.loss.smoothed_loss));
+                each.collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+}
+
 impl Event<'_> {
     /// One JSON object.
     pub fn json(&self) -> String {
@@ -120,16 +166,12 @@ impl Event<'_> {
 
     /// Position, total, and what else to show beside the bar.
     pub fn progress(&self) -> Option<(usize, usize, String)> {
-        match *self {
-            Self::Step { step, train_steps, smoothed_loss, seconds, seconds_left, .. } => {
-                let left = clock(seconds_left);
-                Some((
-                    step,
-                    train_steps,
-                    format!("loss {smoothed_loss:.4}  {seconds:.2} s/step  {left} left"),
-                ))
+        match self {
+            Self::Step { step, train_steps, losses, seconds, seconds_left } => {
+                let (losses, left) = (losses.text(), clock(*seconds_left));
+                Some((*step, *train_steps, format!("{losses}  {seconds:.2} s/step  {left} left")))
             }
-            Self::Sample { step, steps, seconds } => {
+            &Self::Sample { step, steps, seconds } => {
                 let left = clock((steps - step) as f64 * seconds);
                 Some((step, steps, format!("{seconds:.2} s/step  {left} left")))
             }
@@ -154,14 +196,31 @@ mod tests {
         assert_eq!([0.4, 187.0, 3753.0].map(clock), ["0:00", "3:07", "1:02:33"]);
     }
 
+    const LOSS: Loss = Loss { timestep: 412, loss: 0.5, smoothed_loss: 0.25 };
+
+    #[test]
+    fn a_step_of_a_batch_shows_every_subject() {
+        let subject = |name, step| SubjectLoss { name, step, loss: LOSS };
+        let losses = Losses::Batch { subjects: &[subject("Max", 4), subject("犬", 3)] };
+        let step = Event::Step { step: 3, train_steps: 10, losses, seconds: 2.0, seconds_left: 14.0 };
+        assert_eq!(step.progress().unwrap().2, "Max 0.2500, 犬 0.2500  2.00 s/step  0:14 left");
+        let subject = |name, step| {
+            format!(r#"{{"name":"{name}","step":{step},"timestep":412,"loss":0.5,"smoothed_loss":0.25}}"#)
+        };
+        let json = format!(
+            r#"{{"event":"step","step":3,"train_steps":10,"subjects":[{},{}],"seconds":2.0,"seconds_left":14.0}}"#,
+            subject("Max", 4),
+            subject("犬", 3)
+        );
+        assert_eq!(step.json(), json);
+    }
+
     #[test]
     fn a_step_is_progress_for_people_and_a_line_for_programs() {
         let step = Event::Step {
             step: 3,
             train_steps: 10,
-            timestep: 412,
-            loss: 0.5,
-            smoothed_loss: 0.25,
+            losses: Losses::One(LOSS),
             seconds: 2.0,
             seconds_left: 14.0,
         };

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-pub use event::Event;
+pub use event::{Event, Loss, Losses, SubjectLoss};
 use progress::Pace;
 
 use crate::Error;

@@ -9,6 +9,6 @@ mod text;
 
 pub use png_file::{encode_png, slug};
 pub use prepare::{Geometry, prepare};
-pub use read::{Photo, read_photo};
+pub use read::read_photo;
 pub use sheet::{Cell, draw_sheet};
 pub use tensor::{from_tensor, to_tensor};

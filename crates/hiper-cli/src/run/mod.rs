@@ -7,4 +7,4 @@ mod train;
 
 pub use checkpoints::Checkpoints;
 pub use settings::Settings;
-pub use train::Training;
+pub use train::{Run, Training};

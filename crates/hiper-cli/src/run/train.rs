@@ -1,120 +1,205 @@
-//! The loop: steps, log, checkpoints, previews, and Ctrl-C.
+//! The loop: steps of all subjects together, logs, checkpoints, previews, and Ctrl-C.
 
 use std::time::Instant;
 
 use candle_core::Tensor;
-use hiper_core::{HiperEmbedding, HiperMetadata, Personalisation};
+use hiper_core::{HiperEmbedding, HiperMetadata, NoisePredictor, Personalisation, Step};
+use sd_models::UNet2DConditionModel;
 
 use super::checkpoints::{self, Checkpoints};
 use super::step_log::StepLog;
-use crate::console::{Console, Event};
-use crate::model::Model;
+use crate::console::{Console, Event, Loss, Losses, SubjectLoss};
 use crate::output::Output;
 use crate::{Error, Result, interrupt};
 
 /// Weight of the past in the running mean of the loss; it forgets in about 20 steps.
 const SMOOTHING: f64 = 0.95;
 
-/// Draws a preview of the tail so far; called with the step.
-pub type Preview<'a> = dyn FnMut(usize, &HiperEmbedding) -> Result<()> + 'a;
+/// Draws a preview of a tail so far; called with the run's place among the runs and its step.
+pub type Preview<'a> = dyn FnMut(usize, usize, &HiperEmbedding) -> Result<()> + 'a;
 
-/// A run about to begin or to continue.
-pub struct Training<'a> {
-    /// The network.
-    pub model: &'a Model,
+/// One subject's run and the folder it writes to.
+pub struct Run<'a> {
+    /// What the subject is called, when it is one of several.
+    pub name: Option<&'a str>,
+    /// The tail, the optimiser and the random numbers.
+    pub personalisation: Personalisation,
     /// Where it writes.
     pub output: &'a Output<'a>,
-    /// What it tells.
-    pub console: &'a Console,
     /// Where the tail comes from: photo, text, model, seed.
     pub origin: HiperMetadata,
+    /// Why it cannot go on.
+    pub failure: Option<hiper_core::Error>,
+}
+
+impl Run<'_> {
+    /// Takes up the newest whole checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// When the checkpoint belongs to another run.
+    pub fn resume(&mut self, checkpoints: &Checkpoints, console: &Console) -> Result<()> {
+        match checkpoints.newest(self.personalisation.config().train_steps, console) {
+            Some((step, path, checkpoint)) => {
+                console.event(&Event::Resumed { file: &path.display().to_string(), step });
+                self.personalisation = self.personalisation.clone().resume(checkpoint)?;
+            }
+            None => console.warn(format!(
+                "{}: no checkpoint to resume from, starting afresh",
+                self.output.folder().display()
+            )),
+        }
+        Ok(())
+    }
+
+    /// What the tail's file says of it.
+    pub fn metadata(&self) -> HiperMetadata {
+        HiperMetadata {
+            train_steps: Some(self.personalisation.steps_taken()),
+            learning_rate: Some(self.personalisation.config().adam.learning_rate),
+            final_loss: self.personalisation.last_loss(),
+            ..self.origin.clone()
+        }
+    }
+
+    fn is_learning(&self) -> bool {
+        self.failure.is_none() && !self.personalisation.is_finished()
+    }
+
+    fn save_checkpoint(&self) -> Result<()> {
+        checkpoints::save(&self.personalisation, self.metadata(), self.output).map(|_| ())
+    }
+}
+
+/// Runs in a batch: every step is one pass of the network.
+pub struct Training<'a> {
+    /// The network.
+    pub unet: &'a UNet2DConditionModel,
+    /// What it tells.
+    pub console: &'a Console,
+    /// Steps of the optimiser.
+    pub train_steps: usize,
     /// Steps between checkpoints, 0 for none.
     pub checkpoint_every: usize,
     /// Steps between previews, 0 for none.
     pub preview_every: usize,
 }
 
-impl Training<'_> {
-    /// Takes up the newest whole checkpoint, if there is one.
-    ///
-    /// # Errors
-    /// When the folder cannot be read, or the checkpoint belongs to another run.
-    pub fn resume(&self, run: Personalisation, checkpoints: &Checkpoints) -> Result<Personalisation> {
-        match checkpoints.newest(run.config().train_steps, self.console) {
-            Some((step, path, checkpoint)) => {
-                self.console.event(&Event::Resumed { file: &path.display().to_string(), step });
-                Ok(run.resume(checkpoint)?)
-            }
-            None => {
-                self.console.warn(format!(
-                    "{}: no checkpoint to resume from, starting afresh",
-                    self.output.folder().display()
-                ));
-                Ok(run)
-            }
-        }
-    }
+/// The UNet as hiper-core sees it.
+struct Network<'a>(&'a UNet2DConditionModel);
 
-    /// Takes all steps that are left.
+impl NoisePredictor for Network<'_> {
+    fn predict_noise(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        text: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        Ok(self.0.forward(latents, timesteps, text)?)
+    }
+}
+
+impl Training<'_> {
+    /// Takes all steps that are left. A run that cannot go on says why in its `failure`; the others finish.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] after Ctrl-C, when a checkpoint is written; what the run, the disk or a preview gives.
-    pub fn finish(&self, run: &mut Personalisation, preview: &mut Preview<'_>) -> Result<()> {
-        let total = run.config().train_steps;
-        let mut log = StepLog::after(run.steps_taken(), self.output)?;
-        let unet = &self.model.sd.unet;
-        let network =
-            |latents: &Tensor, timestep: f64, text: &Tensor| Ok(unet.forward(latents, &[timestep], text)?);
+    /// [`Error::Interrupted`] after Ctrl-C, when checkpoints are written; what the network, the disk or a preview gives.
+    pub fn finish(&self, runs: &mut [Run<'_>], preview: &mut Preview<'_>) -> Result<()> {
+        let open = |run: &Run<'_>| StepLog::after(run.personalisation.steps_taken(), run.output);
+        let mut logs = runs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut losses = vec![RunningMean::default(); runs.len()];
         let mut pace = Pace::default();
-        self.console.start(total, run.steps_taken(), "learning");
-        loop {
+        self.start(runs);
+        while runs.iter().any(Run::is_learning) {
             if interrupt::requested() {
-                return Err(self.interrupted(run));
+                return Err(self.interrupted(runs));
             }
             let started = Instant::now();
-            let Some(step) = run.step(&network)? else { break };
+            let steps = self.step_together(runs)?;
             let seconds = started.elapsed().as_secs_f64();
-            log.append(step, seconds)?;
-            self.console.event(&Event::Step {
-                step: step.step,
-                train_steps: total,
-                timestep: step.timestep,
-                loss: step.loss,
-                smoothed_loss: pace.smoothed_loss(step.loss),
-                seconds,
-                seconds_left: pace.mean_seconds(seconds) * (total - step.step) as f64,
-            });
-            if due(step.step, self.checkpoint_every) {
-                checkpoints::save(run, self.metadata(run), self.output)?;
+            for &(i, step) in &steps {
+                logs[i].append(step, seconds)?;
+                losses[i].add(step.loss);
             }
-            if due(step.step, self.preview_every) {
+            self.tell(runs, &steps, &losses, seconds, pace.mean_seconds(seconds));
+            for &(i, _) in steps.iter().filter(|(_, step)| due(step.step, self.checkpoint_every)) {
+                runs[i].save_checkpoint()?;
+            }
+            let previews = steps.iter().filter(|(_, step)| due(step.step, self.preview_every));
+            for &(i, step) in previews {
                 self.console.finish();
-                preview(step.step, run.tail())?;
-                self.console.start(total, step.step, "learning");
+                preview(i, step.step, runs[i].personalisation.tail())?;
+                self.start(runs);
             }
         }
         self.console.finish();
         Ok(())
     }
 
-    /// What the tail's file says of it.
-    pub fn metadata(&self, run: &Personalisation) -> HiperMetadata {
-        HiperMetadata {
-            train_steps: Some(run.steps_taken()),
-            learning_rate: Some(run.config().adam.learning_rate),
-            final_loss: run.last_loss(),
-            ..self.origin.clone()
+    /// One step of every run that has some left: their places and what they did.
+    fn step_together(&self, runs: &mut [Run<'_>]) -> Result<Vec<(usize, Step)>> {
+        let learning = runs.iter_mut().enumerate().filter(|(_, run)| run.is_learning());
+        let mut learning: Vec<(usize, &mut Run<'_>)> = learning.collect();
+        let mut personalisations: Vec<&mut Personalisation> =
+            learning.iter_mut().map(|(_, run)| &mut run.personalisation).collect();
+        let results = Personalisation::step_together(&mut personalisations, &Network(self.unet))?;
+        let mut steps = Vec::with_capacity(results.len());
+        for ((i, run), result) in learning.into_iter().zip(results) {
+            match result {
+                Ok(step) => steps.extend(step.map(|step| (i, step))),
+                Err(error) => {
+                    if let Some(name) = run.name {
+                        self.console.warn(format!("{name}: {error}"));
+                    }
+                    run.failure = Some(error);
+                }
+            }
         }
+        Ok(steps)
     }
 
-    fn interrupted(&self, run: &Personalisation) -> Error {
+    fn start(&self, runs: &[Run<'_>]) {
+        self.console.start(self.train_steps, self.position(runs), "learning");
+    }
+
+    /// The step of the subject that is least far.
+    fn position(&self, runs: &[Run<'_>]) -> usize {
+        let going = runs.iter().filter(|run| run.failure.is_none());
+        going.map(|run| run.personalisation.steps_taken()).min().unwrap_or(self.train_steps)
+    }
+
+    fn tell(
+        &self,
+        runs: &[Run<'_>],
+        steps: &[(usize, Step)],
+        losses: &[RunningMean],
+        seconds: f64,
+        mean_seconds: f64,
+    ) {
+        let loss = |i: usize, step: Step| Loss {
+            timestep: step.timestep,
+            loss: step.loss,
+            smoothed_loss: losses[i].mean(),
+        };
+        let named = steps.iter().filter_map(|&(i, step)| {
+            Some(SubjectLoss { name: runs[i].name?, step: step.step, loss: loss(i, step) })
+        });
+        let subjects: Vec<SubjectLoss<'_>> = named.collect();
+        let losses = match *steps {
+            [] => return,
+            [(i, step)] if subjects.is_empty() => Losses::One(loss(i, step)),
+            _ => Losses::Batch { subjects: &subjects },
+        };
+        let (step, train_steps) = (self.position(runs), self.train_steps);
+        let seconds_left = mean_seconds * (train_steps - step) as f64;
+        self.console.event(&Event::Step { step, train_steps, losses, seconds, seconds_left });
+    }
+
+    fn interrupted(&self, runs: &[Run<'_>]) -> Error {
         self.console.finish();
-        match run.steps_taken() {
-            0 => Error::Interrupted(None),
-            step => match checkpoints::save(run, self.metadata(run), self.output) {
-                Ok(_) => Error::Interrupted(Some(step)),
-                Err(error) => error,
-            },
+        let stored = runs.iter().filter(|run| run.failure.is_none() && run.personalisation.steps_taken() > 0);
+        match stored.map(|run| run.save_checkpoint().map(|()| run.personalisation.steps_taken())).collect() {
+            Ok(steps) => Error::Interrupted(Vec::into_iter(steps).min()),
+            Err(error) => error,
         }
     }
 }
@@ -123,26 +208,37 @@ fn due(step: usize, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// Running means for the progress bar.
-#[derive(Default)]
-struct Pace {
+/// The exponential mean of the losses so far, without the pull to zero at the start.
+#[derive(Clone, Copy, Default)]
+struct RunningMean {
     steps: i32,
     loss: f64,
+}
+
+impl RunningMean {
+    fn add(&mut self, loss: f64) {
+        self.steps += 1;
+        self.loss = SMOOTHING * self.loss + (1.0 - SMOOTHING) * loss;
+    }
+
+    fn mean(&self) -> f64 {
+        self.loss / (1.0 - SMOOTHING.powi(self.steps))
+    }
+}
+
+/// How long steps take.
+#[derive(Default)]
+struct Pace {
+    steps: u32,
     seconds: f64,
 }
 
 impl Pace {
-    /// The exponential mean of the losses so far, without the pull to zero at the start.
-    fn smoothed_loss(&mut self, loss: f64) -> f64 {
-        self.steps += 1;
-        self.loss = SMOOTHING * self.loss + (1.0 - SMOOTHING) * loss;
-        self.loss / (1.0 - SMOOTHING.powi(self.steps))
-    }
-
     /// The mean duration of all steps so far.
     fn mean_seconds(&mut self, seconds: f64) -> f64 {
+        self.steps += 1;
         self.seconds += seconds;
-        self.seconds / f64::from(self.steps.max(1))
+        self.seconds / f64::from(self.steps)
     }
 }
 
@@ -151,10 +247,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_of_equal_losses_is_that_loss() {
-        let mut pace = Pace::default();
+    fn the_mean_of_equal_values_is_that_value() {
+        let (mut loss, mut pace) = (RunningMean::default(), Pace::default());
         for _ in 0..50 {
-            assert!((pace.smoothed_loss(0.7) - 0.7).abs() < 1e-12);
+            loss.add(0.7);
+            assert!((loss.mean() - 0.7).abs() < 1e-12);
             assert!((pace.mean_seconds(2.0) - 2.0).abs() < 1e-12);
         }
     }

@@ -8,6 +8,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -79,7 +80,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Replaces one tensor of a safetensors file.
+/// Replaces one tensor of a safetensors file; its metadata stays.
 pub fn replace_tensor(file: &Path, name: &str, shape: &[usize], values: &[f32]) {
     let bytes = std::fs::read(file).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -88,7 +89,8 @@ pub fn replace_tensor(file: &Path, name: &str, shape: &[usize], values: &[f32]) 
         let replaced = || TensorView::new(Dtype::F32, shape.to_vec(), &data).unwrap();
         if other == name { (other, replaced()) } else { (other, view) }
     });
-    let changed = safetensors::serialize(views, None).unwrap();
+    let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone();
+    let changed = safetensors::serialize(views, metadata).unwrap();
     std::fs::write(file, changed).unwrap();
 }
 
@@ -97,6 +99,15 @@ pub fn write_tail(file: &Path, n_hiper: usize, width: usize) {
     let data = vec![0u8; n_hiper * width * 4];
     let view = TensorView::new(Dtype::F32, vec![n_hiper, width], &data).unwrap();
     std::fs::write(file, safetensors::serialize([("hiper", view)], None).unwrap()).unwrap();
+}
+
+/// Waits until a run's log has so many steps.
+pub fn wait_for_steps(folder: &Path, steps: usize) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while std::fs::read_to_string(folder.join("log.jsonl")).unwrap_or_default().lines().count() < steps {
+        assert!(Instant::now() < deadline, "no step {steps} in time");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Names of the files in a folder, sorted; none when there is no folder.
