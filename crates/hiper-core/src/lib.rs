@@ -35,8 +35,8 @@
 //! # fn main() -> hiper_core::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! # let path = folder.path().join("hiper.safetensors");
-//! // A "network" that answers with the text's mean: enough to see the loop run. Yours takes latents [B, 4, h, w], a timestep
-//! // and a text embedding [B, T, D], and predicts noise [B, 4, h, w].
+//! // A "network" that answers with the text's mean: enough to see the loop run. Yours takes latents [1, 4, h, w], a timestep
+//! // and a text embedding [1, T, D], and predicts noise [1, 4, h, w].
 //! let network =
 //!     |latents: &Tensor, _timestep: f64, text: &Tensor| latents.zeros_like()?.broadcast_add(&text.mean_all()?);
 //!

@@ -125,7 +125,7 @@ impl Losses<'_> {
             Self::One(loss) => format!("loss {:.4}", loss.smoothed_loss),
             Self::Batch { subjects } => {
                 let each = subjects.iter().map(|s| format!("{} {:.4}", s.name, s.loss.smoothed_loss));
-                each.collect::<Vec<_>>().join(", ")
+                format!("loss {}", each.collect::<Vec<_>>().join(", "))
             }
         }
     }
@@ -203,7 +203,7 @@ mod tests {
         let subject = |name, step| SubjectLoss { name, step, loss: LOSS };
         let losses = Losses::Batch { subjects: &[subject("Max", 4), subject("犬", 3)] };
         let step = Event::Step { step: 3, train_steps: 10, losses, seconds: 2.0, seconds_left: 14.0 };
-        assert_eq!(step.progress().unwrap().2, "Max 0.2500, 犬 0.2500  2.00 s/step  0:14 left");
+        assert_eq!(step.progress().unwrap().2, "loss Max 0.2500, 犬 0.2500  2.00 s/step  0:14 left");
         let subject = |name, step| {
             format!(r#"{{"name":"{name}","step":{step},"timestep":412,"loss":0.5,"smoothed_loss":0.25}}"#)
         };
