@@ -45,7 +45,7 @@ impl Compute {
 /// A step of Stable Diffusion 1.5 at 512², measured: bytes that it keeps for the backward pass when it saves time.
 const STEP: u64 = 2 << 30;
 
-/// More than these when they are asked for: a batch saves little on a CPU (docs/speed.md), and room is estimated.
+/// More than these when they are asked for: on a CPU they save little more (docs/speed.md), and room is estimated.
 const MAX_SUBJECTS: u64 = 8;
 
 /// How many subjects to learn at once, with pictures of `width` × `height`: as many as what is free has room for.
