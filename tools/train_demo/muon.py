@@ -1,6 +1,8 @@
 """Muon (Keller Jordan, 2024; step sizes as in arXiv 2502.16982): momentum whose update of each weight matrix is made orthogonal."""
 import torch
 
+from common import has_bf16
+
 
 class Muon:
     """For every weight that is a matrix or a convolution of at least 16 × 16; AdamW for the rest, at the same learning rate."""
@@ -49,7 +51,9 @@ def orthogonal(x, steps=5):
     """The nearest matrices [B, m, n] with singular values near 1, by Newton–Schulz."""
     dtype, tall = x.dtype, x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16().contiguous()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).contiguous()
+    if has_bf16(x.device.type):
+        x = x.bfloat16()
     for _ in range(steps):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x

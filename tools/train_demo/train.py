@@ -20,6 +20,7 @@ import autoencoder
 import captions
 import clip_tokenizer
 import denoiser
+from common import has_bf16
 from export import export, save_sheet
 from scenes import SIZE, Scenes
 
@@ -37,12 +38,13 @@ def arguments():
     for name in ("scenes", "vae_samples", "text_samples", "unet_samples", "vae_batch", "batch"):
         p.add_argument("--" + name.replace("_", "-"), type=int)
     p.add_argument("--lr", type=float)
-    p.add_argument("--f32", action="store_true", help="train in f32 rather than bf16 autocast")
+    p.add_argument("--f32", action="store_true", help="train in f32 rather than bf16 autocast, as a CPU without bf16 products always does")
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
     for name, value in SIZES[a.device].items():
         if getattr(a, name) is None:
             setattr(a, name, value)
+    a.f32 |= not has_bf16(a.device)
     return a
 
 
