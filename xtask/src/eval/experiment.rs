@@ -8,7 +8,7 @@ use hiper_core::HiperEmbedding;
 use image::RgbImage;
 
 use super::captions;
-use super::lab::{Lab, Learning, Request};
+use super::lab::{Lab, Learning, Lesson, Request};
 use super::measures::{self, Figures};
 use super::questions::{Condition, SourceCaption, TailUse};
 use super::readers::{self, Readers};
@@ -51,6 +51,9 @@ pub struct Row {
     pub drawn: Vec<Drawn>,
 }
 
+/// Lessons that share a pass of the network.
+const LESSONS_AT_ONCE: usize = 8;
+
 /// Tails of a subject that are learned alike but for the number of steps.
 struct Run {
     learning: Learning,
@@ -64,15 +67,7 @@ impl Experiment<'_> {
     /// # Errors
     /// When a setting does not fit the model.
     pub fn measure(&self, conditions: &[Condition], progress: &mut dyn FnMut(String)) -> Result<Vec<Row>> {
-        let runs = self
-            .subjects
-            .iter()
-            .enumerate()
-            .map(|(i, subject)| {
-                progress(format!("learning subject {} of {}", i + 1, self.subjects.len()));
-                self.learn(subject, conditions)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let runs = self.learn(conditions, progress)?;
         conditions
             .iter()
             .map(|condition| {
@@ -87,7 +82,8 @@ impl Experiment<'_> {
             .collect()
     }
 
-    fn learn(&self, subject: &Subject, conditions: &[Condition]) -> Result<Vec<Run>> {
+    /// Each subject's runs, as the conditions want them.
+    fn learn(&self, conditions: &[Condition], progress: &mut dyn FnMut(String)) -> Result<Vec<Vec<Run>>> {
         let mut wanted: Vec<(Learning, SourceCaption, Vec<usize>)> = vec![];
         for condition in
             conditions.iter().filter(|c| matches!(c.tail, TailUse::Own(_) | TailUse::Anothers(_)))
@@ -99,12 +95,37 @@ impl Experiment<'_> {
                 None => wanted.push((key.0, key.1, vec![condition.train_steps])),
             }
         }
-        let learn = |(learning, caption, marks): (Learning, SourceCaption, Vec<usize>)| {
-            let (text, picture) = (source_text(subject, caption), &subject.source.picture);
-            let tails = self.lab.personalise(picture, &text, learning, &marks, subject.seed)?;
-            Ok(Run { learning, caption, tails: marks.into_iter().zip(tails).collect() })
-        };
-        wanted.into_iter().map(learn).collect()
+        // Tails of a length lie next to each other, and can share a pass.
+        wanted.sort_by_key(|(learning, ..)| learning.n_hiper);
+        let mut runs: Vec<Vec<Run>> = self.subjects.iter().map(|_| vec![]).collect();
+        let places: Vec<_> = wanted
+            .iter()
+            .flat_map(|run| (0..self.subjects.len()).map(move |subject| (subject, run)))
+            .collect();
+        for alike in places.chunk_by(|(_, a), (_, b)| a.0.n_hiper == b.0.n_hiper) {
+            for (i, places) in alike.chunks(LESSONS_AT_ONCE).enumerate() {
+                let n_hiper = places[0].1.0.n_hiper;
+                progress(format!("learning {n_hiper} tokens: {} of {}", i * LESSONS_AT_ONCE, alike.len()));
+                let lessons: Vec<_> = places.iter().map(|(i, run)| self.lesson(*i, run)).collect();
+                for ((subject, run), tails) in places.iter().zip(self.lab.personalise(&lessons)?) {
+                    let (learning, caption, marks) = (run.0, run.1, run.2.iter().copied());
+                    runs[*subject].push(Run { learning, caption, tails: marks.zip(tails).collect() });
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    fn lesson(&self, subject: usize, run: &(Learning, SourceCaption, Vec<usize>)) -> Lesson<'_> {
+        let subject = &self.subjects[subject];
+        let (learning, caption, marks) = run;
+        Lesson {
+            picture: &subject.source.picture,
+            caption: source_text(subject, *caption),
+            learning: *learning,
+            marks: marks.clone(),
+            seed: subject.seed,
+        }
     }
 
     fn draw(

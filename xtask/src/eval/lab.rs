@@ -5,12 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use hiper_core::{
-    AdamConfig, HiperEmbedding, NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType,
-    TextEmbedding, TorchGenerator, compose,
+    AdamConfig, HiperEmbedding, NoisePredictor, NoiseSchedule, Personalisation, PersonalisationConfig,
+    PredictionType, TextEmbedding, TorchGenerator, compose,
 };
 use image::RgbImage;
 use sd_models::schedulers::{self, SchedulerKind};
-use sd_models::{ModelFiles, SampleConfig, StableDiffusion};
+use sd_models::{ModelFiles, SampleConfig, StableDiffusion, UNet2DConditionModel};
 
 /// A model, and how pictures are drawn with it.
 pub struct Lab {
@@ -28,6 +28,20 @@ pub struct Learning {
     pub n_hiper: usize,
     /// Adam's.
     pub learning_rate: f64,
+}
+
+/// Tails to learn from one picture.
+pub struct Lesson<'a> {
+    /// The picture.
+    pub picture: &'a RgbImage,
+    /// Its sentence.
+    pub caption: String,
+    /// How.
+    pub learning: Learning,
+    /// A tail after each of these numbers of steps.
+    pub marks: Vec<usize>,
+    /// Of noise and timesteps.
+    pub seed: u64,
 }
 
 /// A picture to draw.
@@ -66,38 +80,39 @@ impl Lab {
         Ok(TextEmbedding::new(self.sd.encode_prompt(caption)?.1)?)
     }
 
-    /// Tails learned from one picture and its caption, after each number of steps in `marks`.
+    /// The tails of every lesson, a tail a mark; all lessons are learned in one pass of the network, each as it would be alone.
     ///
     /// # Errors
-    /// When a step fails, or a setting does not fit the model.
-    pub fn personalise(
-        &self,
-        picture: &RgbImage,
-        caption: &str,
-        learning: Learning,
-        marks: &[usize],
-        seed: u64,
-    ) -> Result<Vec<HiperEmbedding>> {
-        let source = self.embed(caption)?;
-        let mut generator = TorchGenerator::new(seed);
-        let noise = generator.randn_tensor(&self.latent_shape(), &Device::Cpu)?;
-        let latents = self.sd.encode_image(&to_tensor(picture)?, &noise)?;
-        let config = PersonalisationConfig {
-            n_hiper: learning.n_hiper,
-            train_steps: marks.iter().copied().max().unwrap_or(0),
-            adam: AdamConfig { learning_rate: learning.learning_rate, ..AdamConfig::default() },
-        };
-        let mut run = Personalisation::new(config, &latents, &source, self.schedule(), generator)?;
-        let network = |latents: &Tensor, timestep: f64, text: &Tensor| {
-            Ok(self.sd.unet.forward(latents, &[timestep], text)?)
-        };
-        let mut learned = vec![None; marks.len()];
-        while let Some(step) = run.step(&network)? {
-            for (tail, _) in learned.iter_mut().zip(marks).filter(|(_, mark)| **mark == step.step) {
-                *tail = Some(run.tail().clone());
+    /// When a step fails, a setting does not fit the model, or the lessons' tails are of different lengths.
+    pub fn personalise(&self, lessons: &[Lesson<'_>]) -> Result<Vec<Vec<HiperEmbedding>>> {
+        let mut runs = lessons.iter().map(|lesson| self.begin(lesson)).collect::<Result<Vec<_>>>()?;
+        let mut learned: Vec<_> = lessons.iter().map(|lesson| vec![None; lesson.marks.len()]).collect();
+        while !runs.iter().all(Personalisation::is_finished) {
+            let mut learning: Vec<_> = runs.iter_mut().collect();
+            let steps = Personalisation::step_together(&mut learning, &Network(&self.sd.unet))?;
+            for (((run, step), lesson), tails) in runs.iter().zip(steps).zip(lessons).zip(&mut learned) {
+                let Some(step) = step? else { continue };
+                for (tail, _) in tails.iter_mut().zip(&lesson.marks).filter(|(_, mark)| **mark == step.step) {
+                    *tail = Some(run.tail().clone());
+                }
             }
         }
-        learned.into_iter().collect::<Option<_>>().context("a mark of 0 steps")
+        let all = learned.into_iter().map(|tails| tails.into_iter().collect::<Option<_>>());
+        all.collect::<Option<_>>().context("a mark of 0 steps")
+    }
+
+    fn begin(&self, lesson: &Lesson<'_>) -> Result<Personalisation> {
+        let source = self.embed(&lesson.caption)?;
+        let mut generator = TorchGenerator::new(lesson.seed);
+        let noise = generator.randn_tensor(&self.latent_shape(), &Device::Cpu)?;
+        let latents = self.sd.encode_image(&to_tensor(lesson.picture)?, &noise)?;
+        let Learning { n_hiper, learning_rate } = lesson.learning;
+        let config = PersonalisationConfig {
+            n_hiper,
+            train_steps: lesson.marks.iter().copied().max().unwrap_or(0),
+            adam: AdamConfig { learning_rate, ..AdamConfig::default() },
+        };
+        Ok(Personalisation::new(config, &latents, &source, self.schedule(), generator)?)
     }
 
     /// Draws pictures, all in one batch; each is what it would be alone.
@@ -160,6 +175,20 @@ impl Lab {
     }
 }
 
+/// The UNet as hiper-core sees it.
+struct Network<'a>(&'a UNet2DConditionModel);
+
+impl NoisePredictor for Network<'_> {
+    fn predict_noise(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        text: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        Ok(self.0.forward(latents, timesteps, text)?)
+    }
+}
+
 /// `[1, 3, H, W]` in [−1, 1].
 fn to_tensor(picture: &RgbImage) -> Result<Tensor> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
@@ -213,12 +242,18 @@ mod tests {
     fn a_mark_is_the_run_that_ends_there() {
         let lab = lab();
         let picture = RgbImage::from_pixel(lab.size(), lab.size(), Rgb([200, 120, 30]));
-        let learning = Learning { n_hiper: 2, learning_rate: 0.01 };
+        let lesson = |learning_rate, marks: &[usize]| Lesson {
+            picture: &picture,
+            caption: "a dog".into(),
+            learning: Learning { n_hiper: 2, learning_rate },
+            marks: marks.to_vec(),
+            seed: 5,
+        };
         let values = |tail: &HiperEmbedding| tail.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let both = lab.personalise(&picture, "a dog", learning, &[1, 2], 5).unwrap();
-        let short = lab.personalise(&picture, "a dog", learning, &[1], 5).unwrap();
+        let both = lab.personalise(&[lesson(0.02, &[1, 3]), lesson(0.01, &[1, 2])]).unwrap().pop().unwrap();
+        let short = lab.personalise(&[lesson(0.01, &[1])]).unwrap().pop().unwrap();
         assert_eq!(values(&both[0]), values(&short[0]));
         assert_ne!(values(&both[0]), values(&both[1]));
-        assert!(lab.personalise(&picture, "a dog", learning, &[0], 5).is_err());
+        assert!(lab.personalise(&[lesson(0.01, &[0])]).is_err());
     }
 }
