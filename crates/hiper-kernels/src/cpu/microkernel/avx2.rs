@@ -1,10 +1,15 @@
-//! AVX2 and FMA: the tile is cut into blocks of 6 × 16, 12 accumulators of 8.
+//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8. Rows are shared out evenly, 14 as 5 + 5 + 4:
+//! a block of less than four rows would wait for its own sums.
 
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
+    _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
+
+use std::ops::Range;
 
 use super::{COLS, Lhs, Tile};
 
@@ -12,35 +17,40 @@ use super::{COLS, Lhs, Tile};
 /// AVX2 and FMA; `t` and `c` as [`super::tile`] asserts them.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
+    let blocks = t.rows.div_ceil(6);
     for v in 0..t.vectors {
-        for row in (0..t.rows).step_by(6) {
+        for block in 0..blocks {
+            // The first blocks are the larger ones.
+            let end = |block: usize| (block * t.rows).div_ceil(blocks);
+            let rows = end(block)..end(block + 1);
             // SAFETY: the block lies inside the tile that the caller promises.
             unsafe {
                 match t.layout {
-                    Lhs::Panel => by_rows::<{ Lhs::PANEL_STRIDE }>(t, [row, v], 1, c, c_stride),
-                    Lhs::ShortPanel => by_rows::<{ Lhs::SHORT_PANEL_STRIDE }>(t, [row, v], 1, c, c_stride),
-                    Lhs::Lanes => by_rows::<COLS>(t, [row, v], 1, c, c_stride),
-                    Lhs::Columns { stride } => by_rows::<1>(t, [row, v], stride, c, c_stride),
+                    Lhs::Panel => by_rows::<{ Lhs::PANEL_STRIDE }>(t, rows, v, 1, c, c_stride),
+                    Lhs::ShortPanel => by_rows::<{ Lhs::SHORT_PANEL_STRIDE }>(t, rows, v, 1, c, c_stride),
+                    Lhs::Lanes => by_rows::<COLS>(t, rows, v, 1, c, c_stride),
+                    Lhs::Columns { stride } => by_rows::<1>(t, rows, v, stride, c, c_stride),
                 }
             }
         }
     }
 }
 
-/// The block that begins at a row and a vector of 16 columns of the tile.
+/// The block of some rows and a vector of 16 columns of the tile.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn by_rows<const ROW: usize>(
     t: Tile<'_>,
-    [row, v]: [usize; 2],
+    rows: Range<usize>,
+    v: usize,
     column: usize,
     c: *mut f32,
     c_stride: usize,
 ) {
-    // SAFETY: `row` is a row of the tile, `v` one of its vectors; the caller's promises are the callee's.
+    // SAFETY: `rows` are rows of the tile, `v` one of its vectors; the caller's promises are the callee's.
     unsafe {
-        let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(16 * v)];
-        let c = c.add(row * c_stride + 16 * v);
-        match t.rows - row {
+        let from = [t.lhs.as_ptr().add(rows.start * ROW), t.rhs.as_ptr().add(16 * v)];
+        let c = c.add(rows.start * c_stride + 16 * v);
+        match rows.len() {
             1 => run::<1, ROW>(t, from, column, c, c_stride),
             2 => run::<2, ROW>(t, from, column, c, c_stride),
             3 => run::<3, ROW>(t, from, column, c, c_stride),
@@ -80,6 +90,51 @@ unsafe fn run<const R: usize, const ROW: usize>(
                 let sum = if t.add { _mm256_add_ps(_mm256_loadu_ps(at), *acc) } else { *acc };
                 _mm256_storeu_ps(at, sum);
             }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2; 16 rows of 16 values are readable at `src` and writable at `dst`, and the two do not overlap.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn transpose_16x16(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+        // SAFETY: an 8 × 8 block of what the caller promises.
+        unsafe {
+            transpose_8x8(src.add(i * src_stride + j), src_stride, dst.add(j * dst_stride + i), dst_stride)
+        };
+    }
+}
+
+/// # Safety
+/// AVX2; 8 rows of 8 values are readable at `src` and writable at `dst`, and the two do not overlap.
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    let mut r = [_mm256_setzero_ps(); 8];
+    for (i, r) in r.iter_mut().enumerate() {
+        // SAFETY: row `i` is readable.
+        *r = unsafe { _mm256_loadu_ps(src.add(i * src_stride)) };
+    }
+    // Within each 128-bit lane, 4 × 4 blocks: pairs of rows, then pairs of pairs.
+    let quad = |hi: bool, a: __m256, b: __m256| {
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        _mm256_castpd_ps(if hi { _mm256_unpackhi_pd(a, b) } else { _mm256_unpacklo_pd(a, b) })
+    };
+    let mut s = [_mm256_setzero_ps(); 8];
+    for q in [0, 4] {
+        let (lo0, lo1) = (_mm256_unpacklo_ps(r[q], r[q + 1]), _mm256_unpacklo_ps(r[q + 2], r[q + 3]));
+        let (hi0, hi1) = (_mm256_unpackhi_ps(r[q], r[q + 1]), _mm256_unpackhi_ps(r[q + 2], r[q + 3]));
+        s[q] = quad(false, lo0, lo1);
+        s[q + 1] = quad(true, lo0, lo1);
+        s[q + 2] = quad(false, hi0, hi1);
+        s[q + 3] = quad(true, hi0, hi1);
+    }
+    // `s[q + m]` holds columns m and 4 + m of rows q..q + 4.
+    for m in 0..4 {
+        // SAFETY: rows `m` and `m + 4` are writable.
+        unsafe {
+            _mm256_storeu_ps(dst.add(m * dst_stride), _mm256_permute2f128_ps::<0x20>(s[m], s[4 + m]));
+            _mm256_storeu_ps(dst.add((m + 4) * dst_stride), _mm256_permute2f128_ps::<0x31>(s[m], s[4 + m]));
         }
     }
 }

@@ -113,7 +113,13 @@ pub(crate) fn transpose_16x16(isa: Isa, src: &[f32], src_stride: usize, dst: &mu
         Isa::Avx512 => unsafe {
             avx512::transpose_16x16(src.as_ptr(), src_stride, dst.as_mut_ptr(), dst_stride);
         },
-        _ => portable::transpose_16x16(src, src_stride, dst, dst_stride),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above, with AVX2.
+        #[allow(unsafe_code)]
+        Isa::Avx2 => unsafe {
+            avx2::transpose_16x16(src.as_ptr(), src_stride, dst.as_mut_ptr(), dst_stride);
+        },
+        Isa::Portable => portable::transpose_16x16(src, src_stride, dst, dst_stride),
     }
 }
 
