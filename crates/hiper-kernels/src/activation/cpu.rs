@@ -3,20 +3,20 @@
 use super::Activation;
 use crate::cpu::fill::fill;
 use crate::cpu::math::{erf, exp, sigmoid};
-use crate::cpu::share;
 use crate::cpu::simd::vectorise;
+use crate::cpu::stretch;
 
 const QUICK: f32 = 1.702;
 
 pub(super) fn forward(activation: Activation, x: &[f32]) -> Vec<f32> {
-    fill([1, x.len()], share(x.len(), 4096), |_, first, y| {
+    fill([1, x.len()], stretch(1), |_, first, y| {
         y.copy_from_slice(&x[first..][..y.len()]);
         activation.apply_in_place(y);
     })
 }
 
 pub(super) fn input_gradient(activation: Activation, x: &[f32], grad_output: &[f32]) -> Vec<f32> {
-    fill([1, x.len()], share(x.len(), 4096), |_, first, dx| {
+    fill([1, x.len()], stretch(1), |_, first, dx| {
         dx.copy_from_slice(&grad_output[first..][..dx.len()]);
         activation.multiply_by_derivative(dx, &x[first..]);
     })

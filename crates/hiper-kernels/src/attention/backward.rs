@@ -12,7 +12,7 @@ use super::AttentionShape;
 use super::cpu::{Head, KEY_BLOCK, QUERIES};
 use crate::cpu::fill::fill;
 use crate::cpu::isa::Isa;
-use crate::cpu::math::exp;
+use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{Lhs, MAX_ROWS, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
@@ -167,7 +167,7 @@ impl HeadGradients<'_> {
 fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &[f32; QUERIES]) {
     for (p, ds) in p.as_chunks_mut::<QUERIES>().0.iter_mut().zip(ds.as_chunks_mut::<QUERIES>().0) {
         for lane in 0..QUERIES {
-            p[lane] = exp(p[lane] - lse[lane]);
+            p[lane] = exp_of_negative(p[lane] - lse[lane]);
             ds[lane] = p[lane] * (ds[lane] - delta[lane]);
         }
     }

@@ -8,14 +8,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{AttentionMask, AttentionShape};
-use crate::cpu::TASKS;
 use crate::cpu::fill::fill;
 use crate::cpu::gemm::depth_blocks;
 use crate::cpu::isa::Isa;
-use crate::cpu::math::exp;
+use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::vectorise;
+use crate::cpu::{TASKS, stretch};
 
 /// Queries a group: one panel's columns.
 pub(super) const QUERIES: usize = COLS;
@@ -58,7 +58,7 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
         results[group * size + query % QUERIES..].iter().step_by(QUERIES)
     };
     let rows = shape.batch * shape.queries;
-    let y = fill([1, rows * width], crate::cpu::share(rows, QUERIES) * width, |_, first, y| {
+    let y = fill([1, rows * width], stretch(width), |_, first, y| {
         for (row, y) in y.chunks_exact_mut(width).enumerate() {
             for (head, y) in y.chunks_exact_mut(d).enumerate() {
                 y.iter_mut().zip(lane(first / width + row, head)).for_each(|(y, r)| *y = *r);
@@ -266,12 +266,12 @@ fn softmax_block(
     let mut shrink = [0f32; QUERIES];
     for lane in 0..QUERIES {
         // The first block: exp(−∞) saturates near 1e-38, and there is nothing to shrink.
-        shrink[lane] = exp(maxima[lane] - new_maxima[lane]);
+        shrink[lane] = exp_of_negative(maxima[lane] - new_maxima[lane]);
     }
     let mut block_totals = [0f32; QUERIES];
     for row in scores.as_chunks_mut::<QUERIES>().0 {
         for lane in 0..QUERIES {
-            row[lane] = exp(row[lane] - new_maxima[lane]);
+            row[lane] = exp_of_negative(row[lane] - new_maxima[lane]);
             block_totals[lane] += row[lane];
         }
     }

@@ -12,7 +12,12 @@ pub(crate) mod weight;
 /// Tasks a thread, where another task costs next to nothing: a thread that was held up is helped out.
 pub(crate) const TASKS: usize = 4;
 
-/// How many of `rows` a task takes: at least `min`.
+/// How many of `rows` a task takes, where it has sums of its own: at least `min`.
 pub(crate) fn share(rows: usize, min: usize) -> usize {
     rows.div_ceil(TASKS * rayon::current_num_threads()).max(min).max(1)
+}
+
+/// Values of a stretch of rows that one call fills: few enough to stay in the first caches between its passes.
+pub(crate) fn stretch(width: usize) -> usize {
+    (4096 / width).max(1) * width
 }

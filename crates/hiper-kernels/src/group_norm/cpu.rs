@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use super::GroupNormFunction;
 use crate::cpu::fill::fill;
-use crate::cpu::share;
 use crate::cpu::simd::vectorise;
+use crate::cpu::{share, stretch};
 
 /// Pixels summed in `f32` before the sum moves to `f64`.
 const BLOCK: usize = 16;
@@ -32,14 +32,15 @@ pub(crate) fn forward(norm: &GroupNormFunction, x: &[f32], batch: usize) -> Vec<
         Statistics { scale, shift }
     };
     let images: Vec<Statistics> = x.chunks_exact(image).map(affine).collect();
-    fill([batch, image], share(image / channels, BLOCK) * channels, |i, first, y| {
+    fill([batch, image], stretch(channels), |i, first, y| {
         let Statistics { scale, shift } = &images[i];
         let x = &x[i * image + first..];
         vectorise(
             #[inline(always)]
             || {
                 for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                    for c in 0..channels {
+                    let (scale, shift) = (&scale[..x.len()], &shift[..x.len()]);
+                    for c in 0..x.len() {
                         y[c] = x[c] * scale[c] + shift[c];
                     }
                 }
@@ -74,9 +75,12 @@ pub(crate) fn input_gradient(
                 let rows = x[pixels.clone()].chunks_exact(channels).zip(dy[pixels].chunks_exact(channels));
                 for (x, dy) in rows {
                     norm.output_gradient(&statistics, x, dy, z, g);
-                    for c in 0..channels {
-                        sums[0][c] += g[c];
-                        sums[1][c] += g[c] * (x[c] * scale[c] + shift[c]);
+                    let n = x.len();
+                    let [sum_g, sum_gx] = sums.each_mut().map(|sum| &mut sum[..n]);
+                    let (g, scale, shift) = (&g[..n], &scale[..n], &shift[..n]);
+                    for c in 0..n {
+                        sum_g[c] += g[c];
+                        sum_gx[c] += g[c] * (x[c] * scale[c] + shift[c]);
                     }
                 }
             });
@@ -84,7 +88,7 @@ pub(crate) fn input_gradient(
             (statistics, means)
         })
         .collect();
-    fill([batch, image], share(image / channels, BLOCK) * channels, |i, first, dx| {
+    fill([batch, image], stretch(channels), |i, first, dx| {
         let (statistics, [mean_g, mean_gx]) = &images[i];
         let Statistics { scale, shift } = statistics;
         let part = i * image + first..i * image + first + dx.len();
@@ -99,7 +103,10 @@ pub(crate) fn input_gradient(
                     x[part.clone()].chunks_exact(channels).zip(grad_output[part].chunks_exact(channels));
                 for (dx, (x, dy)) in dx.chunks_exact_mut(channels).zip(rows) {
                     norm.output_gradient(statistics, x, dy, &mut z, &mut g);
-                    for c in 0..channels {
+                    let n = x.len();
+                    let (g, scale, shift) = (&g[..n], &scale[..n], &shift[..n]);
+                    let (dx, mean_g, mean_gx) = (&mut dx[..n], &mean_g[..n], &mean_gx[..n]);
+                    for c in 0..n {
                         let x_hat = x[c] * scale[c] + shift[c];
                         dx[c] += (g[c] - mean_g[c] - x_hat * mean_gx[c]) * scale[c];
                     }
@@ -113,9 +120,14 @@ impl GroupNormFunction {
     /// `g = dy · act'(z) · w` of one pixel; `z` is room for the activation's argument.
     #[inline(always)]
     fn output_gradient(&self, statistics: &Statistics, x: &[f32], dy: &[f32], z: &mut [f32], g: &mut [f32]) {
-        for c in 0..x.len() {
-            z[c] = (x[c] * statistics.scale[c] + statistics.shift[c]) * self.weight[c] + self.bias[c];
-            g[c] = dy[c] * self.weight[c];
+        // Slices of one length: the loop then has no bounds to check, and vectorises.
+        let n = x.len();
+        let (dy, z, g) = (&dy[..n], &mut z[..n], &mut g[..n]);
+        let (scale, shift) = (&statistics.scale[..n], &statistics.shift[..n]);
+        let (weight, bias) = (&self.weight[..n], &self.bias[..n]);
+        for c in 0..n {
+            z[c] = (x[c] * scale[c] + shift[c]) * weight[c] + bias[c];
+            g[c] = dy[c] * weight[c];
         }
         if let Some(activation) = self.activation {
             activation.multiply_by_derivative(g, z);
@@ -129,10 +141,12 @@ fn statistics(norm: &GroupNormFunction, x: &[f32]) -> Statistics {
     let origin = &x[..channels];
     let [sum, sum_squares] = channel_sums(x, channels, |pixels, sums, _| {
         for x in x[pixels].chunks_exact(channels) {
-            for c in 0..channels {
+            let (n, origin) = (x.len(), &origin[..x.len()]);
+            let [sum, sum_squares] = sums.each_mut().map(|sum| &mut sum[..n]);
+            for c in 0..n {
                 let d = x[c] - origin[c];
-                sums[0][c] += d;
-                sums[1][c] += d * d;
+                sum[c] += d;
+                sum_squares[c] += d * d;
             }
         }
     });

@@ -2,14 +2,16 @@
 
 use super::LayerNormFunction;
 use crate::cpu::fill::fill;
-use crate::cpu::share;
 use crate::cpu::simd::{sum, vectorise};
+use crate::cpu::stretch;
 
 pub(crate) fn forward(norm: &LayerNormFunction, x: &[f32]) -> Vec<f32> {
     rows(norm.weight.len(), [x, x], None, |x, _, y| {
         let (mean, scale) = statistics(x, norm.eps);
-        for c in 0..x.len() {
-            y[c] = (x[c] - mean) * scale * norm.weight[c] + norm.bias[c];
+        let n = x.len();
+        let (y, w, b) = (&mut y[..n], &norm.weight[..n], &norm.bias[..n]);
+        for c in 0..n {
+            y[c] = (x[c] - mean) * scale * w[c] + b[c];
         }
     })
 }
@@ -25,11 +27,11 @@ pub(crate) fn input_gradient(
 ) -> Vec<f32> {
     rows(norm.weight.len(), [x, grad_output], residual, |x, dy, dx| {
         let (mean, scale) = statistics(x, norm.eps);
-        let n = x.len() as f32;
-        let w = &norm.weight[..x.len()];
-        let mean_g = sum(x.len(), |c| dy[c] * w[c]) / n;
-        let mean_gx = sum(x.len(), |c| dy[c] * w[c] * (x[c] - mean)) * scale / n;
-        for c in 0..x.len() {
+        let n = x.len();
+        let (w, dy, dx) = (&norm.weight[..n], &dy[..n], &mut dx[..n]);
+        let mean_g = sum(n, |c| dy[c] * w[c]) / n as f32;
+        let mean_gx = sum(n, |c| dy[c] * w[c] * (x[c] - mean)) * scale / n as f32;
+        for c in 0..n {
             dx[c] += (dy[c] * w[c] - mean_g - (x[c] - mean) * scale * mean_gx) * scale;
         }
     })
@@ -51,7 +53,7 @@ fn rows(
     start: Option<&[f32]>,
     f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    fill([1, a.len()], share(a.len() / channels, 16) * channels, |_, first, out| {
+    fill([1, a.len()], stretch(channels), |_, first, out| {
         let part = first..first + out.len();
         if let Some(start) = start {
             out.copy_from_slice(&start[part.clone()]);
