@@ -1,7 +1,7 @@
 // Products with a frozen weight: every linear layer and convolution of the UNet, the VAE and CLIP, and their input gradients.
 //
 // product_forward_{f16,bf16}_{128x128,64x160,64x64}    c = act(scale · gather(a) · wᵀ + bias + image_bias) + residual
-// product_gradient_{f16,bf16}_{128x128,64x160,64x64}   the same of gather(a) · w: a is the gradient of the output, c of the input
+// product_gradient_{f16,bf16}_{128x128,64x160,64x64}   the same of gather(a) · w: from the output's gradient to the input's
 // product_{forward,gradient}_{f32,f16,bf16}            both without tensor cores: f32, and channels that are no eights
 // product_sum_{f32,f16,bf16}                           adds up splits of the depth, first to last, and finishes as above
 //
@@ -25,24 +25,29 @@
 // Needs   compute capability 8.0. With tensor cores: a, w 16-byte aligned; channels, a_stride, w_stride multiples of 8, in a
 //         gradient n too. Results are written in eights if c, the biases and residual allow it, else one by one.
 //
-//         tile            threads  shared memory, bytes (forward / gradient)  blocks of a multiprocessor  registers (8.0 / 9.0)
-//         128x128         128      100352 / 103424                            2                           244 / 248
-//         64x160          128      87552 / 90624                              2                           188 / 194
-//         64x64           128      50688 / 53760                              4                           114 / 118
-//         none, 64 × 64   128      10240                                      4                           128 / 128
+//         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
+//                                                (forward / gradient)       multiprocessor
+//         128x128   128      128 × 128           100352 / 103424            2                240 / 242
+//         64x160    128      64 × 160            87552 / 90624              2                188 / 194
+//         64x64     128      64 × 64             50688 / 53760              4                122 / 124
+//         none      128      64 × 64             10240                      4                122 / 123
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
 //         upsample² forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
-//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum: a thread makes 8 results, images · height · width ·
-//         ⌈n / 8⌉ threads, 128 to a block. partial: splits · images · height · width · ⌈n / 8⌉ · 8 floats, null for 1 split.
+//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum (40 registers), if there are splits: a thread makes 8
+//         results, images · height · width · ⌈n / 8⌉ threads, 128 to a block; its parameters are the same. partial: splits ·
+//         images · height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; null for 1 split.
 //
-// Choice  Of all tiles and 1 to 16 splits (of 4 steps at least) the one with the least
+// Choice  Of all tiles that fit into a multiprocessor's shared memory, and 1 to 16 splits of 4 steps at least, the fewest
+//         clocks, estimated as
 //
-//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000) + (5000 + splits · M · N · 8 / 1700, if splits > 1)
+//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000)
+//                 + (5000 + splits · M · N · 8 / 1700, if splits > 1)
 //
 //         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
-//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; the sum's
-//         launch, and its traffic. 160 because 64 × 160 results a block are 128 blocks at 4096 × 320, for 132 multiprocessors.
+//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; then the
+//         sum's launch and traffic. Without tensor cores: ⌈taps · channels / 16⌉ steps of 800 clocks. The width 160 is for
+//         SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md).
 //
@@ -69,7 +74,7 @@
 //         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
 //         16384  512    9 · 512      128x128  1       512      77      141 µs      550 (VAE)
 //
-//         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 4 µs.
+//         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 7 µs.
 #include "product_tile.cuh"
 
 // A block makes ROWS × COLUMNS results, a warp WARP_ROWS × WARP_COLUMNS of them. A step is DEPTH channels of a tap.
@@ -114,7 +119,8 @@ template <typename T, Direction D, typename Shape> struct Weights {
 #pragma unroll
         for (int j = 0; j < PAIRS; ++j) {
             if constexpr (D == Direction::Forward) {
-                ldmatrix_x4(b[j], tile + swizzled(first_column + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2) + j * 16 * PITCH);
+                int row = first_column + lane % 8 + lane / 16 * 8;
+                ldmatrix_x4(b[j], tile + swizzled(row, k * 2 + lane / 8 % 2) + j * 16 * PITCH);
             } else {
                 ldmatrix_x4_transposed(b[j], tile + (k * 16 + lane % 16) * PITCH + first_column + j * 16 + lane / 16 * 8);
             }
@@ -165,7 +171,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     };
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int warp_row = warp / Shape::WARPS_ACROSS * Shape::WARP_ROWS, warp_column = warp % Shape::WARPS_ACROSS * Shape::WARP_COLUMNS;
+    int warp_row = warp / Shape::WARPS_ACROSS * Shape::WARP_ROWS;
+    int warp_column = warp % Shape::WARPS_ACROSS * Shape::WARP_COLUMNS;
     uint32_t a[2][M][4], b[2][Right::PAIRS][4];
     auto take = [&](int into, int step, int k) {
         const T* left = stages + step % STAGES * STAGE;
@@ -232,14 +239,14 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
             int row = first + i * DOWN;
             bool exists = row < ROWS && first_row + row < gather.rows;
             pixels[i] = exists ? gather.pixel(first_row + row) : -1;
-            add(eights[i], load_8(staged + row * PITCH + column, exists));
+            if (exists) add_8(eights[i], staged + row * PITCH + column);
         }
         deliver(p, split, pixels, first_column + column, eights);
     }
 }
 
-// Without tensor cores, for f32 and for channels that are not eights. 64 × 64 results of a block, 4 × 8 of a thread; a step is 16
-// of all taps' channels in a row.
+// Without tensor cores, for f32 and for channels that are no eights. 64 × 64 results of a block, 4 × 8 of a thread; a step
+// is 16 of all taps' channels in a row.
 namespace plain {
 
 constexpr int TILE = 64, DEPTH = 16, PITCH = TILE + 4, THREADS = 128, EACH = TILE * DEPTH / THREADS;
@@ -301,9 +308,9 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
         if (step + 1 < end) load(step + 1);
 #pragma unroll
         for (int k = 0; k < DEPTH; ++k) {
-            float4 x = load_vector<float4>(left + k * PITCH + row);
-            float four[4] = {x.x, x.y, x.z, x.w}, eight[8] = {};
-            add(eight, load_8(right + k * PITCH + first, true));
+            float4 x = load_vector<float4>(left + k * PITCH + row), low = load_vector<float4>(right + k * PITCH + first);
+            float4 high = load_vector<float4>(right + k * PITCH + first + 4);
+            float four[4] = {x.x, x.y, x.z, x.w}, eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
             for (int i = 0; i < 32; ++i) sums[i / 8][i % 8] = fmaf(four[i / 8], eight[i % 8], sums[i / 8][i % 8]);
         }
@@ -327,7 +334,7 @@ template <typename T> DEVICE void sum_splits(const Product<T>& p) {
     int64_t size = static_cast<int64_t>(p.pixels()) * across * 8;
     float sums[1][8] = {};
 #pragma unroll 4
-    for (int split = 0; split < p.splits; ++split) add(sums[0], load_8(from + split * size, true));
+    for (int split = 0; split < p.splits; ++split) add_8(sums[0], from + split * size);
     finish(p, pixels, static_cast<int>(number % across) * 8, sums);
 }
 

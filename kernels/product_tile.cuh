@@ -38,7 +38,8 @@ template <Direction D> struct Axis {
     int skipped, period;  // gradient: a tap that cannot hit the phase, and how many can
 
     DEVICE_MEMBER Axis(int size, int source_size, int kernel, int stride, int upsample, int padding, int phase)
-        : size(size), source_size(source_size), kernel(kernel), stride(stride), upsample(upsample), padding(padding), phase(phase) {
+        : size(size), source_size(source_size), kernel(kernel), stride(stride), upsample(upsample), padding(padding),
+          phase(phase) {
         step = D == Direction::Forward ? upsample : stride;
         multiple = D == Direction::Forward ? stride : upsample;
         count = (size - phase + step - 1) / step;
@@ -116,29 +117,21 @@ template <typename T, Direction D> struct Gather {
 
 enum Activation { NONE, SILU, GELU, QUICK_GELU };
 
-DEVICE float activate(float x, int activation) {
-    if (activation == SILU) return __fdividef(x, 1.0f + __expf(-x));
-    if (activation == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    if (activation == QUICK_GELU) return __fdividef(x, 1.0f + __expf(-1.702f * x));
-    return x;
-}
-
-// Eight neighbours, read or written at once: 16-byte aligned.
-template <typename T> struct Eight { uint4 words[sizeof(T) / 2]; };
-
-template <typename T> DEVICE Eight<T> load_8(const T* from, bool exists) {
-    Eight<T> eight = {};
+DEVICE void activate(float (&x)[8], int activation) {
+    if (activation == NONE) return;
+    float steepness = activation == QUICK_GELU ? 1.702f : 1.0f;
 #pragma unroll
-    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
-        if (exists) eight.words[i] = load_vector<uint4>(from + i * 16 / sizeof(T));
+    for (int i = 0; i < 8; ++i) {
+        if (activation == GELU) x[i] *= 0.5f + 0.5f * erff(x[i] * 0.70710678118654752f);
+        else x[i] = __fdividef(x[i], 1.0f + __expf(-steepness * x[i]));
     }
-    return eight;
 }
 
-template <typename T> DEVICE void add(float (&to)[8], const Eight<T>& eight) {
+// Adds eight neighbours, read at once: 16-byte aligned.
+template <typename T> DEVICE void add_8(float (&to)[8], const T* from) {
 #pragma unroll
     for (int i = 0; i < int(sizeof(T) / 2); ++i) {
-        uint4 four = eight.words[i];
+        uint4 four = load_vector<uint4>(from + i * 16 / sizeof(T));
         unsigned words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -176,45 +169,43 @@ template <typename T> DEVICE bool in_eights(const Product<T>& p) {
 // anything is written, so that a thread waits for memory once.
 template <typename T, int COUNT>
 DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
-    const T *image_bias[COUNT], *residual[COUNT];
+    float before[COUNT][8] = {}, after[COUNT][8] = {};  // the activation
+    bool eights = in_eights(p);
+    auto add = [&](float (&to)[8], const T* from) {
+        if (eights) return add_8(to, from);
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        int64_t image = p.image_bias == nullptr ? 0 : unsigned(max(pixels[i], 0)) / unsigned(p.height * p.width);
-        image_bias[i] = p.image_bias + image * p.image_bias_stride + column;
-        residual[i] = p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column;
-    }
-    if (!in_eights(p)) {
-        for (int i = 0; i < COUNT; ++i) {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                if (pixels[i] < 0 || column + j >= p.n) continue;
-                float sum = sums[i][j] * p.scale;
-                if (p.bias != nullptr) sum += to_f32(p.bias[column + j]);
-                if (p.image_bias != nullptr) sum += to_f32(image_bias[i][j]);
-                sum = activate(sum, p.activation);
-                if (p.residual != nullptr) sum += to_f32(residual[i][j]);
-                p.c[static_cast<int64_t>(pixels[i]) * p.c_stride + column + j] = from_f32<T>(sum);
-            }
+        for (int j = 0; j < 8; ++j) {
+            if (column + j < p.n) to[j] += to_f32(from[j]);
         }
-        return;
-    }
-    Eight<T> of_bias = load_8(p.bias + column, p.bias != nullptr), of_image_bias[COUNT], of_residual[COUNT];
+    };
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-        of_image_bias[i] = load_8(image_bias[i], p.image_bias != nullptr && pixels[i] >= 0);
-        of_residual[i] = load_8(residual[i], p.residual != nullptr && pixels[i] >= 0);
+        if (pixels[i] >= 0 && p.residual != nullptr) {
+            add(after[i], p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column);
+        }
+        if (pixels[i] >= 0 && p.image_bias != nullptr) {
+            int64_t image = unsigned(pixels[i]) / unsigned(p.height * p.width);
+            add(before[i], p.image_bias + image * p.image_bias_stride + column);
+        }
+        if (p.bias != nullptr) add(before[i], p.bias + column);
     }
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         if (pixels[i] < 0) continue;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] *= p.scale;
-        add(sums[i], of_bias);
-        add(sums[i], of_image_bias[i]);
+        for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, before[i][j]);
+        activate(sums[i], p.activation);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] = activate(sums[i][j], p.activation);
-        add(sums[i], of_residual[i]);
-        store_8(p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column, sums[i]);
+        for (int j = 0; j < 8; ++j) sums[i][j] += after[i][j];
+        T* to = p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column;
+        if (eights) {
+            store_8(to, sums[i]);
+            continue;
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            if (column + j < p.n) to[j] = from_f32<T>(sums[i][j]);
+        }
     }
 }
 
