@@ -35,6 +35,7 @@ mod cpu;
 mod error;
 mod frozen;
 mod geglu;
+mod gpu;
 mod group_norm;
 mod layer_norm;
 mod linear;

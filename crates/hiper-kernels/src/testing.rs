@@ -1,8 +1,9 @@
 //! What the operators' tests share: random data, error norms, and the one check that every operator passes.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::cpu::isa::Isa;
+use crate::gpu::host::on_host;
 
 /// Relative L2 error allowed against an `f64` definition: f32 rounding over sums of a few thousand terms.
 pub(crate) const F32_TOLERANCE: f64 = 5e-6;
@@ -43,12 +44,93 @@ pub(crate) fn check(
     Isa::for_each(|| check_here(shapes, &op, &definition));
 }
 
+/// Checks `op` on kernels that run on the CPU, in one of a card's types, against its definition at the inputs as they are
+/// rounded to it: values, and some elements of the gradient to every input. What a launch can get wrong (a grid, a stride,
+/// an argument) errs by orders of magnitude more than rounding; what rounding may do is `kernels/host/tests`' matter.
+pub(crate) fn check_on_card(
+    dtype: DType,
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    let tolerance = card_tolerance(dtype);
+    let vars: Vec<Var> = shapes
+        .iter()
+        .zip(1..)
+        .map(|(shape, seed)| {
+            let x = Tensor::from_vec(normals(shape.iter().product(), seed), *shape, &Device::Cpu).unwrap();
+            Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()
+        })
+        .collect();
+    let inputs: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let mut exact: Vec<Vec<f64>> =
+        inputs.iter().map(|x| widened(x).iter().map(|&v| v as f64).collect()).collect();
+
+    on_host(|| {
+        let y = op(&inputs).unwrap();
+        assert_eq!(y.dtype(), dtype);
+        let values = widened(&y);
+        let error = relative_l2(&values, &definition(&exact));
+        assert!(error < tolerance, "forward {dtype:?} {shapes:?}: {error:e}");
+
+        let w = Tensor::from_vec(normals(values.len(), 99), y.shape(), &Device::Cpu).unwrap();
+        let w = w.to_dtype(dtype).unwrap();
+        let weights = widened(&w);
+        let y = (y * w).unwrap().to_dtype(DType::F32).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        for (i, var) in vars.iter().enumerate() {
+            let got = widened(grads.get(var).expect("a gradient"));
+            let places: Vec<usize> = (0..got.len()).step_by(got.len().div_ceil(61)).collect();
+            let numeric = numeric_gradient(&definition, &mut exact, &weights, i, &places);
+            let got: Vec<f32> = places.iter().map(|&j| got[j]).collect();
+            let error = relative_l2(&got, &numeric);
+            assert!(error < tolerance, "gradient {i} of {dtype:?} {shapes:?}: {error:e}");
+        }
+    });
+}
+
+/// Relative L2 error that a chain of a few kernels may have: some roundings of half an epsilon each.
+fn card_tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 3e-3,
+        DType::BF16 => 2.4e-2,
+        _ => 2e-5,
+    }
+}
+
+/// A tensor's values as `f32`.
+pub(crate) fn widened(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Central differences of `Σ weights · definition` in `f64`, to some elements of input `i`.
+fn numeric_gradient(
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    exact: &mut [Vec<f64>],
+    weights: &[f32],
+    i: usize,
+    places: &[usize],
+) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let objective =
+        |x: &[Vec<f64>]| -> f64 { definition(x).iter().zip(weights).map(|(&y, &w)| y * w as f64).sum() };
+    let difference = |&j: &usize| {
+        let x = exact[i][j];
+        exact[i][j] = x + STEP;
+        let above = objective(exact);
+        exact[i][j] = x - STEP;
+        let below = objective(exact);
+        exact[i][j] = x;
+        (above - below) / (2.0 * STEP)
+    };
+    places.iter().map(difference).collect()
+}
+
 fn check_here(
     shapes: &[&[usize]],
     op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) {
-    const STEP: f64 = 1e-5;
     let data: Vec<Vec<f32>> =
         shapes.iter().zip(1..).map(|(s, seed)| normals(s.iter().product(), seed)).collect();
     let vars: Vec<Var> =
@@ -64,21 +146,10 @@ fn check_here(
     let weights = normals(values.len(), 99);
     let w = Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap();
     let grads = (y * w).unwrap().sum_all().unwrap().backward().unwrap();
-    let objective =
-        |x: &[Vec<f64>]| -> f64 { definition(x).iter().zip(&weights).map(|(&y, &w)| y * w as f64).sum() };
     for (i, var) in vars.iter().enumerate() {
         let got = grads.get(var).expect("a gradient").flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let numeric: Vec<f64> = (0..exact[i].len())
-            .map(|j| {
-                let x = exact[i][j];
-                exact[i][j] = x + STEP;
-                let above = objective(&exact);
-                exact[i][j] = x - STEP;
-                let below = objective(&exact);
-                exact[i][j] = x;
-                (above - below) / (2.0 * STEP)
-            })
-            .collect();
+        let places: Vec<usize> = (0..got.len()).collect();
+        let numeric = numeric_gradient(&definition, &mut exact, &weights, i, &places);
         let error = relative_l2(&got, &numeric);
         assert!(error < GRADIENT_TOLERANCE, "gradient {i} of {shapes:?}: {error:e}");
     }
