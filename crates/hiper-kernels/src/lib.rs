@@ -52,6 +52,7 @@ pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use error::Error;
 pub use geglu::geglu;
+pub use gpu::cuda_device;
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage};
 
 use super::{Argument, Array, Given, Gpu, Launch};
 use crate::Error;
@@ -20,6 +20,10 @@ impl Cuda {
     pub(crate) fn of(_storage: &CudaStorage) -> Result<Self> {
         Err(Error::NotCompiledIn("CUDA").into())
     }
+}
+
+pub(super) fn device(_ordinal: usize) -> Result<Device> {
+    Err(Error::NotCompiledIn("CUDA").into())
 }
 
 impl Gpu for Cuda {

@@ -17,6 +17,14 @@ pub(crate) use cuda::Cuda;
 
 use crate::Error;
 
+/// The NVIDIA card number `ordinal`, for tensors and frozen networks.
+///
+/// # Errors
+/// When there is no such card, or this build knows nothing of cards (feature `cuda`).
+pub fn cuda_device(ordinal: usize) -> Result<candle_core::Device> {
+    cuda::device(ordinal)
+}
+
 /// A card: memory, and kernels that run one after the other.
 pub(crate) trait Gpu: Sized + 'static {
     /// Memory on the card, freed when dropped: by then every kernel launched before is done with it, as far as one can tell.
