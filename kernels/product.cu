@@ -1,0 +1,363 @@
+// Products with a frozen weight: every linear layer and convolution of the UNet, the VAE and CLIP, and their input gradients.
+//
+// product_forward_{f16,bf16}_{128x128,64x160,64x64}    c = act(scale · gather(a) · wᵀ + bias + image_bias) + residual
+// product_gradient_{f16,bf16}_{128x128,64x160,64x64}   the same of gather(a) · w: a is the gradient of the output, c of the input
+// product_{forward,gradient}_{f32,f16,bf16}            both without tensor cores: f32, and channels that are no eights
+// product_sum_{f32,f16,bf16}                           adds up splits of the depth, first to last, and finishes as above
+//
+// Shapes  Images are channels last. w is stored once: [O, kernel_height, kernel_width, I], w_stride numbers from one o to the
+//         next. A linear layer is a kernel of 1 × 1 over images [1, 1, rows]. All kernels have the same parameters:
+//
+//                                         forward                              gradient
+//         c  [images, height, width, n]   result, n = O                        gradient of the input, n = I
+//         a  [images, source_height,      input, channels = I                  gradient of the output, channels = O
+//             source_width, channels]
+//
+//         Output pixel (y, x) reads input pixels (y · stride + ky − top, x · stride + kx − left), zero outside; what is padded
+//         below and to the right follows from the output's size. With upsample = 2 the input is taken as enlarged, each pixel
+//         to 2 × 2, before the convolution; its gradient is that of the small image. In a gradient, stride or upsample is 1.
+//         At most 64 taps (gradient: times upsample²), at most 16 − upsample + 1 on an axis.
+//         c, a, residual: c_stride, a_stride, residual_stride numbers from pixel to pixel, so that each may be some channels of
+//         a wider image. bias [n]; image_bias [images, n], image_bias_stride from one to the next: the embedding of the
+//         timestep. bias, image_bias and residual may be null; residual may be c. activation: 0 none, 1 SiLU, 2 GELU, 3 quick
+//         GELU. Products of activations are linear layers too: q kᵀ is forward with w = k, p v is gradient with w = v.
+// Types   f16, bf16 or f32 in and out, biases too; sums f32, rounded once. No sum depends on the order in which blocks run.
+// Needs   compute capability 8.0. With tensor cores: a, w 16-byte aligned; channels, a_stride, w_stride multiples of 8, in a
+//         gradient n too. Results are written in eights if c, the biases and residual allow it, else one by one.
+//
+//         tile            threads  shared memory, bytes (forward / gradient)  blocks of a multiprocessor  registers (8.0 / 9.0)
+//         128x128         128      100352 / 103424                            2                           244 / 248
+//         64x160          128      87552 / 90624                              2                           188 / 194
+//         64x64           128      50688 / 53760                              4                           114 / 118
+//         none, 64 × 64   128      10240                                      4                           128 / 128
+//
+//         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
+//         upsample² forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
+//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum: a thread makes 8 results, images · height · width ·
+//         ⌈n / 8⌉ threads, 128 to a block. partial: splits · images · height · width · ⌈n / 8⌉ · 8 floats, null for 1 split.
+//
+// Choice  Of all tiles and 1 to 16 splits (of 4 steps at least) the one with the least
+//
+//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000) + (5000 + splits · M · N · 8 / 1700, if splits > 1)
+//
+//         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
+//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; the sum's
+//         launch, and its traffic. 160 because 64 × 160 results a block are 128 blocks at 4096 × 320, for 132 multiprocessors.
+// Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
+//         compute capability 8.0 (efficient_gemm.md).
+//
+// Time    Predicted for an H100 by that rule, not yet measured; SD 1.5 at 512², one image; gradients as forward with N and
+//         channels exchanged.
+//
+//         M      N      depth        tile     splits  blocks   GFLOP   time        TFLOP/s
+//         4096   320    9 · 320      64x160   1       128      7.5     18 µs       410
+//         4096   320    9 · 960      64x160   1       128      22.6    53 µs       430
+//         4096   320    320          64x160   1       128      0.8     3 µs        280
+//         4096   2560   320          128x128  1       640      6.7     18 µs       380
+//         4096   320    1280         64x160   1       128      3.4     9 µs        380
+//         1024   640    9 · 640      128x128  3       120      7.5     23 µs       320
+//         1024   640    9 · 1920     128x128  3       120      22.6    52 µs       440
+//         1024   640    640          64x160   1       64       0.8     5 µs        170
+//         1024   5120   640          128x128  1       320      6.7     18 µs       380
+//         256    1280   9 · 1280     128x128  6       120      7.5     23 µs       320
+//         256    1280   9 · 2560     128x128  6       120      15.1    38 µs       400
+//         256    1280   1280         64x64    1       80       0.8     6 µs        150
+//         256    10240  1280         64x160   1       256      6.7     18 µs       380
+//         256    1280   5120         64x160   4       128      3.4     15 µs       220
+//         64     1280   9 · 1280     64x160   15      120      1.9     12 µs       160 (weights: 10 µs)
+//         4096   4      9 · 320      64x64    2       128      0.1     9 µs        conv_out
+//         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
+//         16384  512    9 · 512      128x128  1       512      77      141 µs      550 (VAE)
+//
+//         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 4 µs.
+#include "product_tile.cuh"
+
+// A block makes ROWS × COLUMNS results, a warp WARP_ROWS × WARP_COLUMNS of them. A step is DEPTH channels of a tap.
+template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_> struct Tile {
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_;
+    static constexpr int WARPS_ACROSS = COLUMNS / WARP_COLUMNS, THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * 32;
+};
+constexpr int DEPTH = 64, STAGES = 3;
+
+// Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
+// ldmatrix reads lie in different banks.
+DEVICE int swizzled(int row, int piece) { return row * DEPTH + (piece ^ row % 8) * 8; }
+
+// The weights of a step, COLUMNS wide. Forward: a row a result channel, DEPTH long. Gradient: a row a gathered channel, with
+// an odd number of 16-byte pieces from row to row, for the banks.
+template <typename T, Direction D, typename Shape> struct Weights {
+    static constexpr int COLUMNS = Shape::COLUMNS, PAIRS = Shape::WARP_COLUMNS / 16;
+    static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
+    static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
+
+    // Starts to copy channels from `channel` on; `w` is the tap's first weight.
+    DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel) {
+        constexpr int PIECES = D == Direction::Forward ? DEPTH / 8 : COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES;
+        constexpr int ROWS = D == Direction::Forward ? COLUMNS : DEPTH;
+        int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+        if (first >= AT_ONCE) return;
+        int row = D == Direction::Forward ? first_column : channel, column = D == Direction::Forward ? channel : first_column;
+        int rows = D == Direction::Forward ? p.n : p.channels, columns = D == Direction::Forward ? p.channels : p.n;
+        row += first, column += piece * 8;
+        tile += D == Direction::Forward ? swizzled(first, piece) : first * PITCH + piece * 8;
+        w += static_cast<int64_t>(row) * p.w_stride + column;
+        int64_t down = static_cast<int64_t>(AT_ONCE) * p.w_stride;
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE, w += down) {
+            if (i + AT_ONCE > ROWS && i + first >= ROWS) continue;
+            cp_async_16(tile + i * PITCH, w, column < columns && row + i < rows);
+        }
+    }
+    // Fragments of 16 channels, from 16 k on, for a warp's columns from `first_column` on.
+    DEVICE_MEMBER static void take(uint32_t (&b)[PAIRS][4], const T* tile, int first_column, int k) {
+        int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < PAIRS; ++j) {
+            if constexpr (D == Direction::Forward) {
+                ldmatrix_x4(b[j], tile + swizzled(first_column + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2) + j * 16 * PITCH);
+            } else {
+                ldmatrix_x4_transposed(b[j], tile + (k * 16 + lane % 16) * PITCH + first_column + j * 16 + lane / 16 * 8);
+            }
+        }
+    }
+};
+
+template <typename T, Direction D, typename Shape> DEVICE void product(const Product<T>& p) {
+    using Right = Weights<T, D, Shape>;
+    constexpr int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, THREADS = Shape::THREADS, AT_ONCE = THREADS / 8;
+    constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGE = ROWS * DEPTH + Right::SIZE;
+    constexpr int PITCH = COLUMNS + 8;  // of sums, when they pass through shared memory
+    static_assert(ROWS * PITCH * sizeof(float) <= STAGES * STAGE * sizeof(T), "sums lie where the stages were");
+
+    int tiles_across = (p.n + COLUMNS - 1) / COLUMNS, phase = blockIdx.z / p.splits, split = blockIdx.z % p.splits;
+    int first_row = blockIdx.x / tiles_across * ROWS, first_column = blockIdx.x % tiles_across * COLUMNS;
+    Gather<T, D> gather(p, phase);
+    if (first_row >= gather.rows) return;
+
+    Tap* taps = reinterpret_cast<Tap*>(shared_memory());
+    Row* rows = reinterpret_cast<Row*>(taps + MAX_TAPS);
+    T* stages = reinterpret_cast<T*>(rows + ROWS);
+    gather.list(taps, rows, first_row, ROWS);
+
+    // A thread copies one piece of every row that is AT_ONCE rows below its first.
+    int copied_row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    int chunks = (p.channels + DEPTH - 1) / DEPTH, steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
+    int first_step = min(split * share, steps), count = min(share, steps - first_step);
+    int next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
+    auto load = [&](int step) {
+        if (step < count) {
+            T* left = stages + step % STAGES * STAGE;
+            Tap tap = load_vector<Tap>(taps + next_tap);
+            int channel = next_channel + piece * 8;
+            const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
+#pragma unroll
+            for (int i = 0; i < ROWS; i += AT_ONCE) {
+                Row row = load_vector<Row>(rows + copied_row + i);
+                bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
+                cp_async_16(left + swizzled(copied_row, piece) + i * DEPTH,
+                            from + static_cast<int64_t>(row.pixel) * p.a_stride, exists);
+            }
+            Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel);
+            next_channel += DEPTH;
+            if (next_channel >= p.channels) next_channel = 0, ++next_tap;
+        }
+        cp_async_commit();
+    };
+
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int warp_row = warp / Shape::WARPS_ACROSS * Shape::WARP_ROWS, warp_column = warp % Shape::WARPS_ACROSS * Shape::WARP_COLUMNS;
+    uint32_t a[2][M][4], b[2][Right::PAIRS][4];
+    auto take = [&](int into, int step, int k) {
+        const T* left = stages + step % STAGES * STAGE;
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            ldmatrix_x4(a[into][m], left + swizzled(warp_row + lane % 16, k * 2 + lane / 16) + m * 16 * DEPTH);
+        }
+        Right::take(b[into], left + ROWS * DEPTH, warp_column, k);
+    };
+
+    __syncthreads();  // taps and rows are listed
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) load(step);
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    take(0, 0, 0);
+
+    // Fragments are taken 16 channels ahead of the products that need them, across steps too. Behind the last step that
+    // is one more time than needed, from memory that nobody writes.
+    float sums[M][N][4] = {};
+    for (int step = 0; step < count; ++step) {
+#pragma unroll
+        for (int k = 0; k < DEPTH / 16; ++k) {
+            bool last = k == DEPTH / 16 - 1;
+            if (last) {
+                cp_async_wait<STAGES - 2>();
+                __syncthreads();  // the next step has arrived; nobody reads this one any more
+            }
+            take((k + 1) % 2, last ? step + 1 : step, last ? 0 : k + 1);
+            if (k == 0) load(step + STAGES - 1);
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    uint32_t right[2] = {b[k % 2][n / 2][n % 2 * 2], b[k % 2][n / 2][n % 2 * 2 + 1]};
+                    mma_m16n8k16<T>(sums[m][n], a[k % 2][m], right);
+                }
+            }
+        }
+    }
+
+    // Through shared memory, so that a warp writes whole rows.
+    cp_async_wait<0>();
+    __syncthreads();
+    float* staged = reinterpret_cast<float*>(stages);
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            float* at = staged + (warp_row + m * 16 + lane / 4) * PITCH + warp_column + n * 8 + lane % 4 * 2;
+            store_vector(at, float2{sums[m][n][0], sums[m][n][1]});
+            store_vector(at + 8 * PITCH, float2{sums[m][n][2], sums[m][n][3]});
+        }
+    }
+    __syncthreads();
+    constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, AT_A_TIME = 4;
+    int first = threadIdx.x / EIGHTS, column = threadIdx.x % EIGHTS * 8;
+    if (first >= DOWN || first_column + column >= p.n) return;
+    for (; first < ROWS; first += DOWN * AT_A_TIME) {
+        int pixels[AT_A_TIME];
+        float eights[AT_A_TIME][8] = {};
+#pragma unroll
+        for (int i = 0; i < AT_A_TIME; ++i) {
+            int row = first + i * DOWN;
+            bool exists = row < ROWS && first_row + row < gather.rows;
+            pixels[i] = exists ? gather.pixel(first_row + row) : -1;
+            add(eights[i], load_8(staged + row * PITCH + column, exists));
+        }
+        deliver(p, split, pixels, first_column + column, eights);
+    }
+}
+
+// Without tensor cores, for f32 and for channels that are not eights. 64 × 64 results of a block, 4 × 8 of a thread; a step is 16
+// of all taps' channels in a row.
+namespace plain {
+
+constexpr int TILE = 64, DEPTH = 16, PITCH = TILE + 4, THREADS = 128, EACH = TILE * DEPTH / THREADS;
+
+template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
+    int tiles_across = (p.n + TILE - 1) / TILE, phase = blockIdx.z / p.splits, split = blockIdx.z % p.splits;
+    int first_row = blockIdx.x / tiles_across * TILE, first_column = blockIdx.x % tiles_across * TILE;
+    Gather<T, D> gather(p, phase);
+    if (first_row >= gather.rows) return;
+
+    Tap* taps = reinterpret_cast<Tap*>(shared_memory());
+    Row* rows = reinterpret_cast<Row*>(taps + MAX_TAPS);
+    float* left = reinterpret_cast<float*>(rows + TILE);
+    float* right = left + DEPTH * PITCH;
+    gather.list(taps, rows, first_row, TILE);
+
+    // A thread gathers one of a step's channels for every eighth row; its weights have the same channel in the forward
+    // direction, the same column in the other: neighbours in memory for neighbouring threads.
+    int channel = threadIdx.x % DEPTH, eighth = threadIdx.x / DEPTH, column = threadIdx.x % TILE, half = threadIdx.x / TILE;
+
+    unsigned depth = gather.taps * p.channels, steps = (depth + DEPTH - 1) / DEPTH, share = (steps + p.splits - 1) / p.splits;
+    unsigned first_step = min(split * share, steps), end = min(first_step + share, steps);
+    float from_left[EACH], from_right[EACH];
+    auto load = [&](unsigned step) {
+        unsigned at = step * DEPTH + channel, tap_number = at / p.channels, offset = at % p.channels;
+        Tap tap = at < depth ? taps[tap_number] : Tap{0, 0, ~0u, 0};
+        const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + offset;
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            Row row = rows[eighth + i * (TILE / EACH)];
+            bool exists = (row.existing & tap.bits) == tap.bits && at < depth;
+            from_left[i] = exists ? to_f32(from[static_cast<int64_t>(row.pixel) * p.a_stride]) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            int n = first_column + (D == Direction::Forward ? eighth + i * (TILE / EACH) : column);
+            if constexpr (D == Direction::Gradient) {
+                at = step * DEPTH + half + i * (DEPTH / EACH), tap_number = at / p.channels, offset = at % p.channels;
+                tap.weight = at < depth ? taps[tap_number].weight : 0;
+            }
+            int64_t weight = D == Direction::Forward ? static_cast<int64_t>(n) * p.w_stride + tap.weight + offset
+                                                     : static_cast<int64_t>(offset) * p.w_stride + tap.weight + n;
+            from_right[i] = at < depth && n < p.n ? to_f32(p.w[weight]) : 0.0f;
+        }
+    };
+
+    __syncthreads();  // taps and rows are listed
+    load(first_step);
+    float sums[4][8] = {};
+    int row = threadIdx.x / 8 * 4, first = threadIdx.x % 8 * 8;  // of a thread's results
+    for (unsigned step = first_step; step < end; ++step) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            left[channel * PITCH + eighth + i * (TILE / EACH)] = from_left[i];
+            if constexpr (D == Direction::Forward) right[channel * PITCH + eighth + i * (TILE / EACH)] = from_right[i];
+            else right[(half + i * (DEPTH / EACH)) * PITCH + column] = from_right[i];
+        }
+        __syncthreads();
+        if (step + 1 < end) load(step + 1);
+#pragma unroll
+        for (int k = 0; k < DEPTH; ++k) {
+            float4 x = load_vector<float4>(left + k * PITCH + row);
+            float four[4] = {x.x, x.y, x.z, x.w}, eight[8] = {};
+            add(eight, load_8(right + k * PITCH + first, true));
+#pragma unroll
+            for (int i = 0; i < 32; ++i) sums[i / 8][i % 8] = fmaf(four[i / 8], eight[i % 8], sums[i / 8][i % 8]);
+        }
+        __syncthreads();
+    }
+    if (first_column + first >= p.n) return;
+    int pixels[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pixels[i] = first_row + row + i < gather.rows ? gather.pixel(first_row + row + i) : -1;
+    deliver(p, split, pixels, first_column + first, sums);
+}
+
+}  // namespace plain
+
+// Adds the splits of eight results, first to last.
+template <typename T> DEVICE void sum_splits(const Product<T>& p) {
+    unsigned number = blockIdx.x * blockDim.x + threadIdx.x, across = partial_stride(p.n) / 8;
+    int pixels[1] = {static_cast<int>(number / across)};
+    if (pixels[0] >= p.pixels()) return;
+    const float* from = p.partial + static_cast<int64_t>(number) * 8;
+    int64_t size = static_cast<int64_t>(p.pixels()) * across * 8;
+    float sums[1][8] = {};
+#pragma unroll 4
+    for (int split = 0; split < p.splits; ++split) add(sums[0], load_8(from + split * size, true));
+    finish(p, pixels, static_cast<int>(number % across) * 8, sums);
+}
+
+#define PRODUCT(name, bounds, T, body)                                                                                 \
+    KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,              \
+           const T* residual, int images, int height, int width, int n, int source_height, int source_width,            \
+           int channels, int kernel_height, int kernel_width, int stride, int upsample, int top, int left, int c_stride, \
+           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int activation,         \
+           int splits) {                                                                                                \
+        Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,             \
+                     source_width, channels, kernel_height, kernel_width, stride, upsample, top, left, c_stride,        \
+                     a_stride, w_stride, residual_stride, image_bias_stride, scale, activation, splits};                \
+        body;                                                                                                           \
+    }
+using Tile128x128 = Tile<128, 128, 64, 64>;
+using Tile64x160 = Tile<64, 160, 32, 80>;
+using Tile64x64 = Tile<64, 64, 32, 32>;
+#define OF_TILE(T, tile, blocks)                                                                                       \
+    PRODUCT(product_forward_##T##_##tile, (128, blocks), T, (product<T, Direction::Forward, Tile##tile>(p)))            \
+    PRODUCT(product_gradient_##T##_##tile, (128, blocks), T, (product<T, Direction::Gradient, Tile##tile>(p)))
+#define OF_TYPE(T, type)                                                                                               \
+    PRODUCT(product_forward_##type, (128, 4), T, (plain::product<T, Direction::Forward>(p)))                            \
+    PRODUCT(product_gradient_##type, (128, 4), T, (plain::product<T, Direction::Gradient>(p)))                          \
+    PRODUCT(product_sum_##type, (128), T, sum_splits(p))
+OF_TILE(f16, 128x128, 2)
+OF_TILE(f16, 64x160, 2)
+OF_TILE(f16, 64x64, 4)
+OF_TILE(bf16, 128x128, 2)
+OF_TILE(bf16, 64x160, 2)
+OF_TILE(bf16, 64x64, 4)
+OF_TYPE(float, f32)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)

@@ -1,0 +1,230 @@
+// What the products are made of: what a row of the left side gathers, and what becomes of a sum.
+//
+// A phase is the pixels of a result that lie `step` apart on both axes, from pixel `phase` on. For all pixels of a phase alike,
+// a tap reads the source at a fixed distance from where the pixel's own place is: a product over a phase is a convolution
+// of stride `multiple` with some of the taps. Where nothing is interleaved the only phase is the whole image.
+//
+//                                      step      multiple  taps of an axis
+//     forward, stride s                1         s         all
+//     forward of an image upsampled u  u         1         all
+//     gradient, stride s               s         1         those that hit a pixel of the phase, 1 of s
+//     gradient to before upsampling    1         u         all, for each of u pixels
+#pragma once
+
+#include "device.cuh"
+
+enum class Direction { Forward, Gradient };
+
+// The parameters of a kernel; see product.cu.
+template <typename T> struct Product {
+    T* c;
+    float* partial;
+    const T *a, *w, *bias, *image_bias, *residual;
+    int images, height, width, n, source_height, source_width, channels;
+    int kernel_height, kernel_width, stride, upsample, top, left;
+    int c_stride, a_stride, w_stride, residual_stride, image_bias_stride;
+    float scale;
+    int activation, splits;
+
+    DEVICE_MEMBER int pixels() const { return images * height * width; }
+};
+
+// ---- the gather ----
+
+// One axis of a phase. A source pixel's number is multiple · (number in the phase) + first + (a tap's distance).
+template <Direction D> struct Axis {
+    int size, source_size, kernel, stride, upsample, padding, phase;
+    int step, multiple, count, taps, first;
+    int skipped, period;  // gradient: a tap that cannot hit the phase, and how many can
+
+    DEVICE_MEMBER Axis(int size, int source_size, int kernel, int stride, int upsample, int padding, int phase)
+        : size(size), source_size(source_size), kernel(kernel), stride(stride), upsample(upsample), padding(padding), phase(phase) {
+        step = D == Direction::Forward ? upsample : stride;
+        multiple = D == Direction::Forward ? stride : upsample;
+        count = (size - phase + step - 1) / step;
+        skipped = (phase + padding) % stride;
+        period = kernel > skipped ? (kernel - skipped + stride - 1) / stride : 0;
+        taps = D == Direction::Forward ? kernel : upsample * period;
+        first = taps == 0 ? 0 : offset(D == Direction::Forward ? 0 : period - 1);
+    }
+    // Which of the kernel's taps is number i, and the source pixel that it reads for the phase's first.
+    DEVICE_MEMBER int tap(int i) const {
+        return D == Direction::Forward ? i : skipped + stride * (i % period);
+    }
+    DEVICE_MEMBER int offset(int i) const {
+        if (D == Direction::Gradient) return (phase + i / period + padding - tap(i)) / stride;  // without rest
+        int at = stride * phase + i - padding;
+        return at >= 0 ? at / upsample : -((upsample - 1 - at) / upsample);
+    }
+    // Bit d: the source has a pixel at distance d for pixel i of the phase.
+    DEVICE_MEMBER unsigned existing(int i) const {
+        int from = multiple * i + first, low = min(max(-from, 0), 16), high = min(max(source_size - from, 0), 16);
+        return ((1u << high) - 1) & ~((1u << low) - 1);
+    }
+};
+
+// A tap for all rows: where its weights begin behind those of tap 0, how many pixels away it reads, and which two bits of a
+// row's mask say whether that exists. 16 bytes.
+struct alignas(16) Tap { int weight, pixels; unsigned bits, unused; };
+
+// A row: its source pixel at distance 0, which need not exist, and which do (bits from 0 vertically, from 16 horizontally).
+struct alignas(8) Row { int pixel; unsigned existing; };
+
+constexpr int MAX_TAPS = 64;
+
+template <typename T, Direction D> struct Gather {
+    const Product<T>& p;
+    Axis<D> y, x;
+    int rows, taps;
+
+    DEVICE_MEMBER static int phases_of_axis(const Product<T>& p) { return D == Direction::Forward ? p.upsample : p.stride; }
+    DEVICE_MEMBER Gather(const Product<T>& p, int phase)
+        : p(p),
+          y(p.height, p.source_height, p.kernel_height, p.stride, p.upsample, p.top, phase / phases_of_axis(p)),
+          x(p.width, p.source_width, p.kernel_width, p.stride, p.upsample, p.left, phase % phases_of_axis(p)) {
+        rows = p.images * y.count * x.count;
+        taps = y.taps * x.taps;
+    }
+    // What all steps of a block look up; each thread fills in its part.
+    DEVICE_MEMBER void list(Tap* tap_list, Row* row_list, int first_row, int count) const {
+        int tap_size = D == Direction::Forward ? p.channels : p.n;
+        for (int i = threadIdx.x; i < taps; i += blockDim.x) {
+            int vertical = i / x.taps, horizontal = i % x.taps;
+            int down = y.offset(vertical) - y.first, right = x.offset(horizontal) - x.first;
+            tap_list[i] = {(y.tap(vertical) * p.kernel_width + x.tap(horizontal)) * tap_size, down * p.source_width + right,
+                           1u << down | 1u << (16 + right), 0};
+        }
+        for (int i = threadIdx.x; i < count; i += blockDim.x) row_list[i] = row(first_row + i);
+    }
+    DEVICE_MEMBER Row row(int number) const {
+        if (number >= rows) return {0, 0};
+        unsigned line = unsigned(number) / unsigned(x.count), image = line / unsigned(y.count);
+        int column = number - line * x.count, within = line - image * y.count;
+        int source_line = image * p.source_height + y.multiple * within + y.first;
+        return {source_line * p.source_width + x.multiple * column + x.first, y.existing(within) | x.existing(column) << 16};
+    }
+    // Its number in the result.
+    DEVICE_MEMBER int pixel(int number) const {
+        if (y.step == 1) return number;
+        unsigned line = unsigned(number) / unsigned(x.count), image = line / unsigned(y.count);
+        int column = number - line * x.count, within = line - image * y.count;
+        return (image * p.height + within * y.step + y.phase) * p.width + column * x.step + x.phase;
+    }
+};
+
+// ---- what becomes of sums ----
+
+enum Activation { NONE, SILU, GELU, QUICK_GELU };
+
+DEVICE float activate(float x, int activation) {
+    if (activation == SILU) return __fdividef(x, 1.0f + __expf(-x));
+    if (activation == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    if (activation == QUICK_GELU) return __fdividef(x, 1.0f + __expf(-1.702f * x));
+    return x;
+}
+
+// Eight neighbours, read or written at once: 16-byte aligned.
+template <typename T> struct Eight { uint4 words[sizeof(T) / 2]; };
+
+template <typename T> DEVICE Eight<T> load_8(const T* from, bool exists) {
+    Eight<T> eight = {};
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
+        if (exists) eight.words[i] = load_vector<uint4>(from + i * 16 / sizeof(T));
+    }
+    return eight;
+}
+
+template <typename T> DEVICE void add(float (&to)[8], const Eight<T>& eight) {
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
+        uint4 four = eight.words[i];
+        unsigned words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if constexpr (sizeof(T) == 4) {
+                to[4 * i + j] += __uint_as_float(words[j]);
+            } else {
+                float2 pair = unpack<T>(words[j]);
+                to[2 * j] += pair.x, to[2 * j + 1] += pair.y;
+            }
+        }
+    }
+}
+
+template <typename T> DEVICE void store_8(T* to, const float (&from)[8]) {
+    if constexpr (sizeof(T) == 4) {
+        store_vector(to, float4{from[0], from[1], from[2], from[3]});
+        store_vector(to + 4, float4{from[4], from[5], from[6], from[7]});
+    } else {
+        store_vector(to, uint4{pack<T>(from[0], from[1]), pack<T>(from[2], from[3]), pack<T>(from[4], from[5]),
+                               pack<T>(from[6], from[7])});
+    }
+}
+
+// From row to row of partial sums.
+DEVICE int partial_stride(int n) { return (n + 7) / 8 * 8; }
+
+// Whether rows of results, and of what is added to them, can be taken in eights.
+template <typename T> DEVICE bool in_eights(const Product<T>& p) {
+    auto address = [](const T* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
+    uintptr_t addresses = address(p.c) | address(p.bias) | address(p.image_bias) | address(p.residual);
+    return addresses % 16 == 0 && (p.n | p.c_stride | p.image_bias_stride | p.residual_stride) % 8 == 0;
+}
+
+// Sums of COUNT pixels (negative: none), from `column` on, a multiple of 8, become results. Everything is read before
+// anything is written, so that a thread waits for memory once.
+template <typename T, int COUNT>
+DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
+    const T *image_bias[COUNT], *residual[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        int64_t image = p.image_bias == nullptr ? 0 : unsigned(max(pixels[i], 0)) / unsigned(p.height * p.width);
+        image_bias[i] = p.image_bias + image * p.image_bias_stride + column;
+        residual[i] = p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column;
+    }
+    if (!in_eights(p)) {
+        for (int i = 0; i < COUNT; ++i) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                if (pixels[i] < 0 || column + j >= p.n) continue;
+                float sum = sums[i][j] * p.scale;
+                if (p.bias != nullptr) sum += to_f32(p.bias[column + j]);
+                if (p.image_bias != nullptr) sum += to_f32(image_bias[i][j]);
+                sum = activate(sum, p.activation);
+                if (p.residual != nullptr) sum += to_f32(residual[i][j]);
+                p.c[static_cast<int64_t>(pixels[i]) * p.c_stride + column + j] = from_f32<T>(sum);
+            }
+        }
+        return;
+    }
+    Eight<T> of_bias = load_8(p.bias + column, p.bias != nullptr), of_image_bias[COUNT], of_residual[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        of_image_bias[i] = load_8(image_bias[i], p.image_bias != nullptr && pixels[i] >= 0);
+        of_residual[i] = load_8(residual[i], p.residual != nullptr && pixels[i] >= 0);
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        if (pixels[i] < 0) continue;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sums[i][j] *= p.scale;
+        add(sums[i], of_bias);
+        add(sums[i], of_image_bias[i]);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sums[i][j] = activate(sums[i][j], p.activation);
+        add(sums[i], of_residual[i]);
+        store_8(p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column, sums[i]);
+    }
+}
+
+// The same, or what one of several splits has of them.
+template <typename T, int COUNT>
+DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
+    if (p.splits == 1) return finish(p, pixels, column, sums);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        int64_t row = static_cast<int64_t>(split) * p.pixels() + pixels[i];
+        if (pixels[i] >= 0) store_8(p.partial + row * partial_stride(p.n) + column, sums[i]);
+    }
+}
