@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Ampere and Hopper as they are; what comes after compiles Hopper's text when the program starts.
@@ -18,8 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let nvcc = nvcc()?;
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
+    let (kernels, out) = (folder("CARGO_MANIFEST_DIR")?.join("../../kernels"), folder("OUT_DIR")?);
     let mut list = String::from("pub(super) const FATBINS: &[(&str, &[u8])] = &[\n");
     let mut sources = Vec::new();
     for entry in std::fs::read_dir(&kernels)? {

@@ -20,6 +20,11 @@ pub(crate) trait FrozenFunction: Send + Sync + 'static {
     /// `dx = dyᵀ ∂f/∂x`.
     fn input_gradient(&self, x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32>;
 
+    /// Whether its weights are on a card; none of a function without any.
+    fn weights_on_card(&self) -> Option<bool> {
+        None
+    }
+
     /// The same on a card, in the type of `x`.
     fn forward_on<G: Gpu>(&self, _gpu: &G, x: View<'_, G>, _shape: &[usize]) -> Result<Array<G>> {
         let what = format!("{} on a card", x.dtype.as_str());
@@ -42,8 +47,18 @@ pub(crate) trait FrozenFunction: Send + Sync + 'static {
 /// Applies `function` to `x` as one node of candle's graph.
 pub(crate) fn apply<F: FrozenFunction>(function: &Arc<F>, x: &Tensor) -> Result<Tensor> {
     check_dtype(x, F::NAME)?;
+    check_device(function.as_ref(), x)?;
     function.output_shape(x.dims())?;
     dense(x)?.apply_op1(Node(function.clone()))
+}
+
+/// Refuses a tensor that is on a card where the function's weights are not, or the other way round.
+pub(crate) fn check_device<F: FrozenFunction>(function: &F, x: &Tensor) -> Result<()> {
+    let on_card = Card::of(x.device())?.is_some();
+    if function.weights_on_card().is_some_and(|weights| weights != on_card) {
+        return Err(crate::Error::Device.into());
+    }
+    Ok(())
 }
 
 struct Node<F>(Arc<F>);

@@ -45,7 +45,7 @@ pub(crate) fn check(
 }
 
 /// Checks `op` on kernels that run on the CPU, in one of a card's types, against its definition at the inputs as they are
-/// rounded to it: values, and some elements of the gradient to every input. What a launch can get wrong (a grid, a stride,
+/// rounded to it: values, and the gradient to every input along some directions. What a launch can get wrong (a grid, a stride,
 /// an argument) errs by orders of magnitude more than rounding; what rounding may do is `kernels/host/tests`' matter.
 pub(crate) fn check_on_card(
     dtype: DType,
@@ -80,14 +80,22 @@ pub(crate) fn check_on_card(
         let grads = y.sum_all().unwrap().backward().unwrap();
         for (i, var) in vars.iter().enumerate() {
             let got = widened(grads.get(var).expect("a gradient"));
-            let places: Vec<usize> = (0..got.len()).step_by(got.len().div_ceil(61)).collect();
-            let numeric = numeric_gradient(&definition, &mut exact, &weights, i, &places);
-            let got: Vec<f32> = places.iter().map(|&j| got[j]).collect();
-            let error = relative_l2(&got, &numeric);
+            assert!(got.iter().all(|g| g.is_finite()), "gradient {i} of {dtype:?} {shapes:?}");
+            let directions: Vec<Vec<f32>> = (0..DIRECTIONS).map(|d| normals(got.len(), 200 + d)).collect();
+            let along =
+                |v: &Vec<f32>| got.iter().zip(v).map(|(&g, &v)| g as f64 * v as f64).sum::<f64>() as f32;
+            let numeric: Vec<f64> = directions
+                .iter()
+                .map(|v| directional_derivative(&definition, &mut exact, &weights, i, v))
+                .collect();
+            let error = relative_l2(&directions.iter().map(along).collect::<Vec<_>>(), &numeric);
             assert!(error < tolerance, "gradient {i} of {dtype:?} {shapes:?}: {error:e}");
         }
     });
 }
+
+/// What a card computes in.
+pub(crate) const CARD_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Relative L2 error that a chain of a few kernels may have: some roundings of half an epsilon each.
 fn card_tolerance(dtype: DType) -> f64 {
@@ -98,32 +106,37 @@ fn card_tolerance(dtype: DType) -> f64 {
     }
 }
 
+/// Values as a type has them.
+pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
+    widened(&Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
+}
+
 /// A tensor's values as `f32`.
 pub(crate) fn widened(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Central differences of `Σ weights · definition` in `f64`, to some elements of input `i`.
-fn numeric_gradient(
+/// Directions in which a gradient is compared: an error in some of its elements shows in most.
+const DIRECTIONS: u64 = 6;
+
+/// Central differences of `Σ weights · definition` in `f64`, to input `i` in a direction.
+fn directional_derivative(
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
     exact: &mut [Vec<f64>],
     weights: &[f32],
     i: usize,
-    places: &[usize],
-) -> Vec<f64> {
-    const STEP: f64 = 1e-5;
-    let objective =
-        |x: &[Vec<f64>]| -> f64 { definition(x).iter().zip(weights).map(|(&y, &w)| y * w as f64).sum() };
-    let difference = |&j: &usize| {
-        let x = exact[i][j];
-        exact[i][j] = x + STEP;
-        let above = objective(exact);
-        exact[i][j] = x - STEP;
-        let below = objective(exact);
-        exact[i][j] = x;
-        (above - below) / (2.0 * STEP)
+    direction: &[f32],
+) -> f64 {
+    let norm = direction.iter().map(|&v| v as f64 * v as f64).sum::<f64>().sqrt();
+    let step = 1e-4 / norm;
+    let centre = exact[i].clone();
+    let mut at = |step: f64| -> f64 {
+        exact[i] = centre.iter().zip(direction).map(|(x, &v)| x + step * v as f64).collect();
+        definition(exact).iter().zip(weights).map(|(&y, &w)| y * w as f64).sum()
     };
-    places.iter().map(difference).collect()
+    let difference = at(step) - at(-step);
+    exact[i] = centre;
+    difference / (2.0 * step)
 }
 
 fn check_here(
@@ -131,6 +144,7 @@ fn check_here(
     op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) {
+    const STEP: f64 = 1e-5;
     let data: Vec<Vec<f32>> =
         shapes.iter().zip(1..).map(|(s, seed)| normals(s.iter().product(), seed)).collect();
     let vars: Vec<Var> =
@@ -146,10 +160,21 @@ fn check_here(
     let weights = normals(values.len(), 99);
     let w = Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap();
     let grads = (y * w).unwrap().sum_all().unwrap().backward().unwrap();
+    let objective =
+        |x: &[Vec<f64>]| -> f64 { definition(x).iter().zip(&weights).map(|(&y, &w)| y * w as f64).sum() };
     for (i, var) in vars.iter().enumerate() {
         let got = grads.get(var).expect("a gradient").flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let places: Vec<usize> = (0..got.len()).collect();
-        let numeric = numeric_gradient(&definition, &mut exact, &weights, i, &places);
+        let numeric: Vec<f64> = (0..exact[i].len())
+            .map(|j| {
+                let x = exact[i][j];
+                exact[i][j] = x + STEP;
+                let above = objective(&exact);
+                exact[i][j] = x - STEP;
+                let below = objective(&exact);
+                exact[i][j] = x;
+                (above - below) / (2.0 * STEP)
+            })
+            .collect();
         let error = relative_l2(&got, &numeric);
         assert!(error < GRADIENT_TOLERANCE, "gradient {i} of {shapes:?}: {error:e}");
     }

@@ -29,7 +29,7 @@ mod vae;
 
 pub use clip_text_model::{ClipTextConfig, ClipTextModel};
 pub use error::{Error, Result};
-pub use hiper_kernels::{Memory, keep_freed_memory};
+pub use hiper_kernels::{Memory, cuda_device, keep_freed_memory};
 pub use loader::{ModelFiles, Weights};
 pub use stable_diffusion::{SampleConfig, StableDiffusion};
 pub use tokenizer::{ClipTokenizer, Tokens};

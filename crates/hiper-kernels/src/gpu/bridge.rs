@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 #[cfg(test)]
 use super::host::Host;
+use super::product::Layer;
 use super::{Array, Cuda, Gpu, View};
 use crate::Error;
 
@@ -103,8 +104,20 @@ pub(crate) fn with_views<G: Gpu, const N: usize, R>(
     f(std::array::from_fn(|i| given[i].view()))
 }
 
+/// The same of a tensor that there may be.
+pub(crate) fn with_optional_view<G: Gpu, R>(
+    gpu: &G,
+    tensor: Option<&Tensor>,
+    f: impl FnOnce(Option<View<'_, G>>) -> Result<R>,
+) -> Result<R> {
+    match tensor {
+        Some(tensor) => with_views(gpu, [tensor], |[view]| f(Some(view))),
+        None => f(None),
+    }
+}
+
 /// A copy of a tensor's numbers that stays on the card: a frozen weight.
-pub(crate) fn keep<G: Gpu>(gpu: &G, tensor: &Tensor) -> Result<Array<G>> {
+fn keep<G: Gpu>(gpu: &G, tensor: &Tensor) -> Result<Array<G>> {
     let tensor = dense(tensor)?;
     let (storage, layout) = tensor.storage_and_layout();
     match G::storage_of(&storage) {
@@ -132,5 +145,47 @@ impl Kept {
     /// What was kept, if it is of this card's kind.
     pub(crate) fn get<T: 'static>(&self) -> Result<&T> {
         self.0.downcast_ref().ok_or_else(|| Error::Device.into())
+    }
+}
+
+fn check_same_device(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.device().same_device(b.device()) { Ok(()) } else { Err(Error::Device.into()) }
+}
+
+/// What a layer kept on this card, if it is there.
+pub(crate) fn kept<T: 'static>(card: &Option<Kept>) -> Result<&T> {
+    card.as_ref().ok_or(Error::Device)?.get()
+}
+
+/// A normalisation's weights, `[C]` each, in `f32`.
+pub(crate) struct Affine<G: Gpu> {
+    pub weight: Array<G>,
+    pub bias: Array<G>,
+}
+
+impl Kept {
+    /// A layer's weights, if they are on a card: `[O, I]` or `[O, I, KH, KW]`, and `[O]`.
+    pub(crate) fn layer(weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Self>> {
+        let Some(card) = Card::of(weight.device())? else { return Ok(None) };
+        let bias = bias.map(|bias| {
+            check_same_device(weight, bias)?;
+            bias.to_dtype(weight.dtype())
+        });
+        let bias = bias.transpose()?;
+        let weight = if weight.rank() == 4 { weight.permute((0, 2, 3, 1))? } else { weight.clone() };
+        on_card!(card, gpu => {
+            let bias = bias.map(|bias| keep(&gpu, &bias)).transpose()?;
+            Ok(Some(Self::new(Layer { weight: keep(&gpu, &weight)?, bias })))
+        })
+    }
+
+    /// A normalisation's weights, if they are on a card.
+    pub(crate) fn affine(weight: &Tensor, bias: &Tensor) -> Result<Option<Self>> {
+        let Some(card) = Card::of(weight.device())? else { return Ok(None) };
+        check_same_device(weight, bias)?;
+        let (weight, bias) = (weight.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?);
+        on_card!(card, gpu => {
+            Ok(Some(Self::new(Affine { weight: keep(&gpu, &weight)?, bias: keep(&gpu, &bias)? })))
+        })
     }
 }

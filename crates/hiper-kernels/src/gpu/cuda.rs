@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
@@ -71,6 +71,10 @@ impl Gpu for Cuda {
     type Buffer = CudaStorage;
     type Storage = CudaStorage;
 
+    fn multiprocessors(&self) -> usize {
+        self.kernels.multiprocessors
+    }
+
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
         let buffer = match dtype {
             DType::F32 => self.alloc_of::<f32>(len)?,
@@ -92,6 +96,7 @@ impl Gpu for Cuda {
             match value {
                 Value::Pointer(address) => builder.arg(address),
                 Value::Int(n) => builder.arg(n),
+                Value::Long(n) => builder.arg(n),
                 Value::F32(x) => builder.arg(x),
             };
         }
@@ -146,6 +151,7 @@ impl Gpu for Cuda {
 enum Value {
     Pointer(u64),
     Int(i32),
+    Long(i64),
     F32(f32),
 }
 
@@ -155,6 +161,7 @@ impl Cuda {
             Argument::Pointer(view) => Value::Pointer(self.address(launch, view)?),
             Argument::Null => Value::Pointer(0),
             Argument::Size(n) => Value::Int(launch.int(n)?),
+            Argument::Count(n) => Value::Long(n as i64),
             Argument::F32(x) => Value::F32(x),
         })
     }
@@ -180,6 +187,7 @@ impl Cuda {
 /// The kernels of one device: modules loaded once, functions found once.
 struct Kernels {
     modules: Vec<Arc<CudaModule>>,
+    multiprocessors: usize,
     functions: Mutex<HashMap<String, CudaFunction>>,
 }
 
@@ -198,7 +206,9 @@ impl Kernels {
             })
         };
         let modules = fatbins::FATBINS.iter().map(load).collect::<Result<_>>()?;
-        let kernels = Arc::new(Self { modules, functions: Mutex::default() });
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = stream.context().attribute(attribute).w()? as usize;
+        let kernels = Arc::new(Self { modules, multiprocessors, functions: Mutex::default() });
         loaded.push((device.id(), kernels.clone()));
         Ok(kernels)
     }

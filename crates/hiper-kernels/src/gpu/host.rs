@@ -54,6 +54,11 @@ impl Gpu for Host {
     type Buffer = HostBuffer;
     type Storage = CpuStorage;
 
+    fn multiprocessors(&self) -> usize {
+        // An H100's, so that tests launch what such a card would.
+        132
+    }
+
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
         use host_kernels::Buffer;
         let buffer = match dtype {
@@ -72,6 +77,7 @@ impl Gpu for Host {
                 Argument::Pointer(View { buffer, first, .. }) => buffer.at(first),
                 Argument::Null => host_kernels::Argument::NULL,
                 Argument::Size(n) => launch.int(n)?.into(),
+                Argument::Count(n) => (n as i64).into(),
                 Argument::F32(x) => x.into(),
             })
         });

@@ -9,10 +9,14 @@ mod bridge;
 mod cuda;
 #[cfg(test)]
 pub(crate) mod host;
+pub(crate) mod product;
 
 use candle_core::{DType, Layout, Result, Storage};
 
-pub(crate) use bridge::{Card, Given, Kept, check_dtype, check_same_dtype, dense, keep, on_card, with_views};
+pub(crate) use bridge::{
+    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, kept, on_card, with_optional_view,
+    with_views,
+};
 pub(crate) use cuda::Cuda;
 
 use crate::Error;
@@ -31,6 +35,9 @@ pub(crate) trait Gpu: Sized + 'static {
     type Buffer: Send + Sync + 'static;
     /// What candle calls memory on the card.
     type Storage;
+
+    /// How many blocks run beside each other, but for those that share a multiprocessor.
+    fn multiprocessors(&self) -> usize;
 
     /// `len` numbers that nobody has written.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>>;
@@ -63,6 +70,21 @@ pub(crate) fn type_name(dtype: DType) -> &'static str {
     }
 }
 
+/// The same numbers in another type, rounded to nearest.
+pub(crate) fn cast<G: Gpu>(gpu: &G, array: Array<G>, dtype: DType) -> Result<Array<G>> {
+    if array.dtype == dtype {
+        return Ok(array);
+    }
+    let to = gpu.alloc(dtype, array.len)?;
+    let name = format!("cast_{}_{}", type_name(array.dtype), type_name(dtype));
+    let arguments = [(&to).into(), (&array).into(), Argument::Count(array.len)];
+    gpu.launch(&Launch::over_numbers(name, array.len), &arguments)?;
+    Ok(to)
+}
+
+/// Threads of a block of most kernels.
+const THREADS: usize = 256;
+
 /// What a kernel is launched with beside its arguments.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
@@ -77,6 +99,22 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    /// Blocks of 256 threads without shared memory.
+    pub(crate) fn new(name: String, grid: [usize; 3]) -> Self {
+        Self { name, grid, threads: THREADS, shared_bytes: 0 }
+    }
+
+    /// A pass over numbers of any shape, eight to a thread.
+    pub(crate) fn over_numbers(name: String, count: usize) -> Self {
+        Self::new(name, [count.div_ceil(8 * THREADS), 1, 1])
+    }
+
+    /// A pass over rows: eight numbers to a thread if the width is a multiple of that, else one.
+    pub(crate) fn over_rows(name: String, rows: usize, width: usize) -> Self {
+        let each = if width.is_multiple_of(8) { 8 } else { 1 };
+        Self::new(name, [(rows * width / each).div_ceil(THREADS), 1, 1])
+    }
+
     /// The grid and the block's size as the driver takes them.
     pub(crate) fn sizes(&self) -> Result<([u32; 3], u32, u32)> {
         let size = |n: usize| u32::try_from(n).map_err(|_| self.error(format!("a size of {n}")));
@@ -141,6 +179,8 @@ pub(crate) enum Argument<'a, G: Gpu> {
     Null,
     /// An `int`, checked to be one when the kernel is launched.
     Size(usize),
+    /// An `int64_t`.
+    Count(usize),
     /// A `float`.
     F32(f32),
 }
