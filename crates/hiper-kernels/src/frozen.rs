@@ -76,7 +76,7 @@ impl<F: FrozenFunction> CustomOp1 for Node<F> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "host-kernels"))]
         if let Some(host) = crate::gpu::host::Host::current() {
             return self.forward_on(&host, storage, layout);
         }

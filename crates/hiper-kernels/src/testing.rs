@@ -98,7 +98,7 @@ pub(crate) fn check_on_card(
 pub(crate) const CARD_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Relative L2 error that a chain of a few kernels may have: some roundings of half an epsilon each.
-fn card_tolerance(dtype: DType) -> f64 {
+pub(crate) fn card_tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 3e-3,
         DType::BF16 => 2.4e-2,

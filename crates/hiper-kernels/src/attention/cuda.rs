@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result};
 
-use super::{AttentionMask, AttentionOp, AttentionShape};
+use super::{AttentionMask, AttentionOp, AttentionShape, stored};
 use crate::Error;
 use crate::gpu::{Argument, Array, Gpu, Launch, View, type_name};
 
@@ -88,7 +88,12 @@ pub(crate) fn forward<G: Gpu>(
     [q, k, v]: [View<'_, G>; 3],
     keep: bool,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
-    let call = Call::new(shape, q.dtype)?;
+    let Some(call) = Call::new(shape, q.dtype) else {
+        if shape.mask != AttentionMask::None {
+            return Err(unsupported(shape, q.dtype));
+        }
+        return Ok((stored::forward(gpu, shape, [q, k, v])?, None));
+    };
     let y = gpu.alloc(q.dtype, q.len)?;
     let rows = shape.batch * shape.num_heads * shape.queries;
     let log_sum_exp = keep.then(|| gpu.alloc(DType::F32, rows)).transpose()?;
@@ -198,20 +203,30 @@ struct Call<'a> {
     dtype: DType,
 }
 
+/// Refuses what has no gradient on a card.
+pub(super) fn check_gradient(shape: &AttentionShape, dtype: DType) -> Result<()> {
+    Call::of_gradient(shape, dtype).map(|_| ())
+}
+
+fn unsupported(shape: &AttentionShape, dtype: DType) -> candle_core::Error {
+    let gradient_or_mask = match shape.mask {
+        AttentionMask::None => "the gradient of",
+        AttentionMask::Causal => "a causal mask over",
+    };
+    let heads = HEADS.each_ref().map(|head| head.dim);
+    let what = format!(
+        "{gradient_or_mask} heads of {} in {}; in f16 and bf16 there are {heads:?}",
+        shape.head_dim,
+        type_name(dtype)
+    );
+    Error::Unsupported { op: AttentionOp::NAME, what }.into()
+}
+
 impl<'a> Call<'a> {
-    fn new(shape: &'a AttentionShape, dtype: DType) -> Result<Self> {
-        let unsupported = |what: String| Err(Error::Unsupported { op: AttentionOp::NAME, what }.into());
-        if !matches!(dtype, DType::F16 | DType::BF16) {
-            return unsupported(format!("{}: f16 or bf16", dtype.as_str()));
-        }
-        match HEADS.iter().find(|head| head.dim == shape.head_dim) {
-            Some(head) => Ok(Self { shape, head, dtype }),
-            None => unsupported(format!(
-                "heads of {}: {:?}",
-                shape.head_dim,
-                HEADS.each_ref().map(|head| head.dim)
-            )),
-        }
+    /// None if no kernel has the heads' size or type.
+    fn new(shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
+        let head = HEADS.iter().find(|head| head.dim == shape.head_dim)?;
+        matches!(dtype, DType::F16 | DType::BF16).then_some(Self { shape, head, dtype })
     }
 
     fn of_gradient(shape: &'a AttentionShape, dtype: DType) -> Result<Self> {
@@ -219,7 +234,7 @@ impl<'a> Call<'a> {
             let what = "the gradient under a causal mask".into();
             return Err(Error::Unsupported { op: AttentionOp::NAME, what }.into());
         }
-        Self::new(shape, dtype)
+        Self::new(shape, dtype).ok_or_else(|| unsupported(shape, dtype))
     }
 
     fn launch(&self, kernel: &str, plan: Plan, rows: usize, splits: usize) -> Launch {

@@ -5,6 +5,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
+mod stored;
 
 use std::sync::OnceLock;
 
@@ -138,6 +139,7 @@ impl AttentionOp {
     }
 
     fn backward_on<G: Gpu>(&self, gpu: &G, tensors: [&Tensor; 5]) -> Result<[Tensor; 3]> {
+        cuda::check_gradient(&self.shape, tensors[0].dtype())?;
         let log_sum_exp = self.kept.get().ok_or_else(too_early)?.get::<Array<G>>()?;
         let [dq, dk, dv] = with_views(gpu, tensors, |[q, k, v, y, dy]| {
             let saved = cuda::Saved { q, k, v, y, log_sum_exp: log_sum_exp.view() };
@@ -166,7 +168,7 @@ impl CustomOp3 for AttentionOp {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "host-kernels"))]
         if let Some(host) = crate::gpu::host::Host::current() {
             return self.forward_on(&host, [(q, q_layout), (k, k_layout), (v, v_layout)]);
         }
@@ -214,7 +216,7 @@ impl CustomOp3 for AttentionOp {
 mod tests {
     use super::*;
     use crate::gpu::host::on_host;
-    use crate::testing::{check, check_on_card};
+    use crate::testing::{card_tolerance, check, check_on_card, normals, relative_l2, widened};
     use candle_core::{DType, Device};
 
     #[test]
@@ -263,6 +265,26 @@ mod tests {
                     |x| reference::attention(x, [b, queries, keys], &config),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_card_stores_the_scores_of_heads_that_no_kernel_has() {
+        for (dtype, d) in [(DType::F16, 512), (DType::BF16, 24), (DType::F32, 40), (DType::F16, 3)] {
+            let (softmax_scale, mask) = ((d as f64).powf(-0.5), AttentionMask::None);
+            let config = AttentionConfig { num_heads: 2, softmax_scale, mask };
+            let (batch, queries, keys) = (2, 5, 16);
+            let tensor = |rows: usize, seed| {
+                let x = normals(batch * rows * 2 * d, seed);
+                let x = Tensor::from_vec(x, (batch, rows, 2 * d), &Device::Cpu).unwrap();
+                x.to_dtype(dtype).unwrap()
+            };
+            let [q, k, v] = [tensor(queries, 1), tensor(keys, 2), tensor(keys, 3)];
+            let exact = [&q, &k, &v].map(|x| widened(x).iter().map(|&v| v as f64).collect());
+            let expected = reference::attention(&exact, [batch, queries, keys], &config);
+            let y = on_host(|| attention(&q, &k, &v, &config)).unwrap();
+            let error = relative_l2(&widened(&y), &expected);
+            assert!(error < card_tolerance(dtype), "{dtype:?} {d}: {error:e}");
         }
     }
 

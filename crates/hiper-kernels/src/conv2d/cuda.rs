@@ -23,7 +23,7 @@ pub(crate) fn input_gradient<G: Gpu>(
     shape: &[usize],
     grad_output: View<'_, G>,
 ) -> Result<Array<G>> {
-    let rows = Rows { view: grad_output, stride: conv.channels_out };
+    let rows = Rows::new(grad_output, conv.channels_out);
     product::input_gradient(gpu, &conv.geometry(shape), kept::<Layer<G>>(&conv.card)?, rows, None)
 }
 

@@ -26,6 +26,23 @@ pub(super) fn device(_ordinal: usize) -> Result<Device> {
     Err(Error::NotCompiledIn("CUDA").into())
 }
 
+/// A recording that nobody makes.
+pub(super) enum Recorded {}
+
+impl Recorded {
+    pub(super) fn new(_device: &CudaDevice, _computation: &dyn Fn() -> Result<()>) -> Result<Self> {
+        Err(Error::NotCompiledIn("CUDA").into())
+    }
+
+    pub(super) fn run(&self) -> Result<()> {
+        match *self {}
+    }
+}
+
+pub(super) fn free_memory(_device: &CudaDevice) -> Option<u64> {
+    None
+}
+
 impl Gpu for Cuda {
     type Buffer = Infallible;
     type Storage = CudaStorage;

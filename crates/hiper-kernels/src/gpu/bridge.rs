@@ -5,7 +5,7 @@ use std::any::Any;
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Result, Tensor};
 
-#[cfg(test)]
+#[cfg(any(test, feature = "host-kernels"))]
 use super::host::Host;
 use super::product::Layer;
 use super::{Array, Cuda, Gpu, View};
@@ -17,7 +17,7 @@ const ALIGNMENT: usize = 16;
 /// The card that a tensor is on.
 pub(crate) enum Card {
     Cuda(Cuda),
-    #[cfg(test)]
+    #[cfg(any(test, feature = "host-kernels"))]
     Host(Host),
 }
 
@@ -25,9 +25,9 @@ impl Card {
     /// None for the CPU.
     pub(crate) fn of(device: &Device) -> Result<Option<Self>> {
         match device {
-            #[cfg(test)]
+            #[cfg(any(test, feature = "host-kernels"))]
             Device::Cpu => Ok(Host::current().map(Self::Host)),
-            #[cfg(not(test))]
+            #[cfg(not(any(test, feature = "host-kernels")))]
             Device::Cpu => Ok(None),
             Device::Cuda(device) => Ok(Some(Self::Cuda(Cuda::new(device)?))),
             Device::Metal(_) => Err(Error::NotCompiledIn("Metal").into()),
@@ -40,12 +40,17 @@ macro_rules! on_card {
     ($card:expr, $gpu:ident => $body:expr) => {
         match $card {
             $crate::gpu::Card::Cuda($gpu) => $body,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "host-kernels"))]
             $crate::gpu::Card::Host($gpu) => $body,
         }
     };
 }
 pub(crate) use on_card;
+
+/// Whether kernels of a card compute a device's tensors, in `f16` and `bf16` too.
+pub fn is_card(device: &Device) -> bool {
+    !matches!(Card::of(device), Ok(None))
+}
 
 /// Refuses a type that an operator does not take on this device: a CPU computes in `f32`, a card in 16 bits too.
 pub(crate) fn check_dtype(tensor: &Tensor, op: &'static str) -> Result<()> {
@@ -73,8 +78,9 @@ pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor> {
 
 /// A tensor's numbers, where they lie or copied to the card.
 pub(crate) enum Given<'a, G: Gpu> {
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     Here(View<'a, G>),
-    #[cfg(test)]
+    #[cfg(any(test, feature = "host-kernels"))]
     Copied(Array<G>),
 }
 
@@ -82,7 +88,7 @@ impl<G: Gpu> Given<'_, G> {
     pub(crate) fn view(&self) -> View<'_, G> {
         match self {
             Self::Here(view) => *view,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "host-kernels"))]
             Self::Copied(array) => array.view(),
         }
     }

@@ -1,5 +1,8 @@
 //! An NVIDIA card, through candle's device: its stream, its memory.
 
+#[path = "cuda_device.rs"]
+mod device;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,8 +12,10 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
+
+pub(super) use device::{Recorded, device, free_memory};
 
 use super::{Argument, Array, Given, Gpu, Launch, View};
 use crate::Error;
@@ -51,20 +56,6 @@ impl Cuda {
         let copy = self.stream.clone_dtod(&slice.slice(view.first..view.first + view.len)).w()?;
         Ok(CudaStorage::wrap_cuda_slice(copy, self.device.clone()))
     }
-}
-
-/// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
-pub(super) fn device(ordinal: usize) -> Result<Device> {
-    let device = Device::new_cuda_with_stream(ordinal)?;
-    if let Device::Cuda(cuda) = &device {
-        // SAFETY: everything runs on the device's only stream, in the order in which it was launched: there is nothing that
-        // events would order.
-        #[allow(unsafe_code)]
-        unsafe {
-            cuda.disable_event_tracking()
-        };
-    }
-    Ok(device)
 }
 
 impl Gpu for Cuda {

@@ -1,4 +1,5 @@
-//! The card of tests: kernels run on the CPU, compiled as C++ (`kernels/host`).
+//! The card of tests, for this crate's and, with the feature `host-kernels`, for those of networks: kernels run on the CPU,
+//! compiled as C++ (`kernels/host`).
 
 use std::cell::Cell;
 
@@ -22,7 +23,9 @@ impl Host {
 }
 
 /// Calls `f` with this thread's tensors on the CPU counting as being on a card: the operators run kernels, forward and backward.
-pub(crate) fn on_host<R>(f: impl FnOnce() -> R) -> R {
+///
+/// For tests: a kernel's threads take turns, some thousand times slower than a card's.
+pub fn on_host<R>(f: impl FnOnce() -> R) -> R {
     ON.set(true);
     let result = f();
     ON.set(false);

@@ -4,12 +4,16 @@
 //! names no CUDA type, so that the same code runs the kernels on a card (`cuda.rs`) and, in tests, on the CPU (`host.rs`). In
 //! a build without CUDA a card without values (`absent.rs`) stands in, and says so when a tensor asks for it.
 
+// Without a card nobody reads what is launched.
+#![cfg_attr(not(any(test, feature = "cuda", feature = "host-kernels")), allow(dead_code))]
+
 mod bridge;
 #[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 mod cuda;
-#[cfg(test)]
+#[cfg(any(test, feature = "host-kernels"))]
 pub(crate) mod host;
 pub(crate) mod product;
+mod replay;
 
 use candle_core::{DType, Layout, Result, Storage};
 
@@ -19,6 +23,9 @@ pub(crate) use bridge::{
 };
 pub(crate) use cuda::Cuda;
 
+pub use bridge::is_card;
+pub use replay::Replay;
+
 use crate::Error;
 
 /// The NVIDIA card number `ordinal`, for tensors and frozen networks.
@@ -27,6 +34,14 @@ use crate::Error;
 /// When there is no such card, or this build knows nothing of cards (feature `cuda`).
 pub fn cuda_device(ordinal: usize) -> Result<candle_core::Device> {
     cuda::device(ordinal)
+}
+
+/// Bytes that a card has free; nothing is known of a CPU's.
+pub fn free_memory(device: &candle_core::Device) -> Option<u64> {
+    match device {
+        candle_core::Device::Cuda(device) => cuda::free_memory(device),
+        _ => None,
+    }
 }
 
 /// A card: memory, and kernels that run one after the other.

@@ -59,6 +59,25 @@ pub(crate) struct Rows<'a, G: Gpu> {
     pub stride: usize,
 }
 
+impl<'a, G: Gpu> Rows<'a, G> {
+    pub(crate) fn new(view: View<'a, G>, stride: usize) -> Self {
+        Self { view, stride }
+    }
+
+    /// Whether each row begins where eight numbers can be read at once.
+    fn in_eights(&self) -> bool {
+        self.view.first.is_multiple_of(8) && self.stride.is_multiple_of(8)
+    }
+}
+
+impl<G: Gpu> Clone for Rows<'_, G> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<G: Gpu> Copy for Rows<'_, G> {}
+
 /// `y = conv(x) + bias (+ image_bias) (+ residual)`.
 pub(crate) fn forward<G: Gpu>(
     gpu: &G,
@@ -67,9 +86,12 @@ pub(crate) fn forward<G: Gpu>(
     x: View<'_, G>,
     added: &Added<'_, G>,
 ) -> Result<Array<G>> {
-    let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype };
-    let x = Rows { view: x, stride: geometry.inputs };
-    call.run(gpu, layer.weight.view(), x, layer.bias.as_ref().map(Array::view), added)
+    let Geometry { images, output, inputs, outputs, .. } = *geometry;
+    let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
+    let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
+    let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
+    call.run(gpu, to, from, layer.rows(geometry), layer.bias.as_ref().map(Array::view), added)?;
+    Ok(y)
 }
 
 /// `dx = convᵀ(dy) (+ residual)`.
@@ -80,8 +102,44 @@ pub(crate) fn input_gradient<G: Gpu>(
     grad_output: Rows<'_, G>,
     residual: Option<View<'_, G>>,
 ) -> Result<Array<G>> {
-    let call = Call { direction: Direction::Gradient, geometry, dtype: grad_output.view.dtype };
-    call.run(gpu, layer.weight.view(), grad_output, None, &Added { image_bias: None, residual })
+    let Geometry { images, input, inputs, .. } = *geometry;
+    let dtype = grad_output.view.dtype;
+    let dx = gpu.alloc(dtype, images * input[0] * input[1] * inputs)?;
+    let call = Call { direction: Direction::Gradient, geometry, dtype, scale: 1.0 };
+    let added = Added { image_bias: None, residual };
+    call.run(gpu, Rows::new(dx.view(), inputs), grad_output, layer.rows(geometry), None, &added)?;
+    Ok(dx)
+}
+
+/// `to = scale · a bᵀ` of matrices `[m, depth]` and `[n, depth]`.
+pub(crate) fn by_rows<G: Gpu>(
+    gpu: &G,
+    to: Rows<'_, G>,
+    [a, b]: [Rows<'_, G>; 2],
+    [m, n, depth]: [usize; 3],
+    scale: f32,
+) -> Result<()> {
+    let geometry = &Geometry::linear(m, depth, n);
+    let call = Call { direction: Direction::Forward, geometry, dtype: a.view.dtype, scale };
+    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+}
+
+/// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
+pub(crate) fn by_columns<G: Gpu>(
+    gpu: &G,
+    to: Rows<'_, G>,
+    [a, b]: [Rows<'_, G>; 2],
+    [m, n, depth]: [usize; 3],
+) -> Result<()> {
+    let geometry = &Geometry::linear(m, n, depth);
+    let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
+    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+}
+
+impl<G: Gpu> Layer<G> {
+    fn rows(&self, geometry: &Geometry) -> Rows<'_, G> {
+        Rows::new(self.weight.view(), geometry.kernel[0] * geometry.kernel[1] * geometry.inputs)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -123,48 +181,49 @@ struct Call<'a> {
     direction: Direction,
     geometry: &'a Geometry,
     dtype: DType,
+    /// Of the product, before anything is added.
+    scale: f32,
 }
 
 impl Call<'_> {
     fn run<G: Gpu>(
         &self,
         gpu: &G,
-        weight: View<'_, G>,
+        to: Rows<'_, G>,
         from: Rows<'_, G>,
+        weight: Rows<'_, G>,
         bias: Option<View<'_, G>>,
         added: &Added<'_, G>,
-    ) -> Result<Array<G>> {
-        if weight.dtype != self.dtype {
-            let (lhs, rhs) = (self.dtype, weight.dtype);
+    ) -> Result<()> {
+        if weight.view.dtype != self.dtype {
+            let (lhs, rhs) = (self.dtype, weight.view.dtype);
             return Err(candle_core::Error::DTypeMismatchBinaryOp { lhs, rhs, op: "a product" }.bt());
         }
-        let Geometry { images, inputs, outputs, kernel, stride, padding, .. } = *self.geometry;
+        let Geometry { images, kernel, stride, padding, .. } = *self.geometry;
         let (result, source, n, channels) = self.sides();
         let pixels = images * result[0] * result[1];
-        let (tile, splits) = self.plan(gpu.multiprocessors());
+        let in_eights = from.in_eights() && weight.in_eights();
+        let (tile, splits) = self.plan(gpu.multiprocessors(), in_eights);
 
-        let to = gpu.alloc(self.dtype, pixels * n)?;
         let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
         let partial = partial.transpose()?;
         let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
         let upsample = 1;
         let pointers: [Argument<'_, G>; 7] = [
-            (&to).into(),
+            to.view.into(),
             partial.as_ref().into(),
             from.view.into(),
-            weight.into(),
+            weight.view.into(),
             bias.into(),
             added.image_bias.into(),
             added.residual.into(),
         ];
         let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
         let window = [kernel[0], kernel[1], stride, upsample, padding[0], padding[1]].map(Argument::from);
-        let strides =
-            [n, from.stride, kernel[0] * kernel[1] * inputs, n, image_bias_stride].map(Argument::from);
-        let (scale, activation) = (1f32.into(), 0usize.into());
-        let rest = [scale, activation, splits.into()];
+        let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
+        let activation = 0usize;
+        let rest = [self.scale.into(), activation.into(), splits.into()];
         let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
-        debug_assert!(weight.len == outputs * kernel[0] * kernel[1] * inputs);
 
         let (verb, phases) = match self.direction {
             Direction::Forward => ("forward", 1),
@@ -179,7 +238,7 @@ impl Call<'_> {
             let grid = [(pixels * n.div_ceil(8)).div_ceil(THREADS), 1, 1];
             gpu.launch(&Launch { name, grid, threads: THREADS, shared_bytes: 0 }, &arguments)?;
         }
-        Ok(to)
+        Ok(())
     }
 
     /// Sizes of the result and of what is gathered, and their channels.
@@ -201,7 +260,7 @@ impl Call<'_> {
 
     /// The kernel, and into how many parts it splits the depth: what takes the fewest clocks by the estimate in the kernels'
     /// source, where blocks go in waves over the multiprocessors and the splits' sums through memory.
-    fn plan(&self, multiprocessors: usize) -> (Tile, usize) {
+    fn plan(&self, multiprocessors: usize, in_eights: bool) -> (Tile, usize) {
         /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
         const BLOCK: usize = 2000;
         const SUM: usize = 5000;
@@ -210,7 +269,8 @@ impl Call<'_> {
         let (result, _, n, channels) = self.sides();
         let forward = self.direction == Direction::Forward;
         let widths = [channels, inputs, if forward { 8 } else { n }];
-        let tensor_cores = self.dtype != DType::F32 && widths.iter().all(|width| width.is_multiple_of(8));
+        let in_eights = in_eights && widths.iter().all(|width| width.is_multiple_of(8));
+        let tensor_cores = self.dtype != DType::F32 && in_eights;
         let tiles = if tensor_cores { TILES.as_slice() } else { &[PLAIN] };
         let phases = if forward { 1 } else { self.geometry.stride * self.geometry.stride };
         let steps = (kernel[0] * kernel[1]).div_ceil(phases) * channels.div_ceil(DEPTH);
@@ -234,7 +294,8 @@ mod tests {
     fn the_choice_is_that_of_the_kernels_table() {
         let plan = |geometry: &Geometry| {
             let (tile, splits) =
-                Call { direction: Direction::Forward, geometry, dtype: DType::F16 }.plan(132);
+                Call { direction: Direction::Forward, geometry, dtype: DType::F16, scale: 1.0 }
+                    .plan(132, true);
             (tile.suffix, splits)
         };
         let conv = |geometry: Geometry| Geometry { kernel: [3, 3], padding: [1, 1], ..geometry };

@@ -36,6 +36,6 @@ pub(crate) fn input_gradient_of_columns<G: Gpu>(
     residual: Option<View<'_, G>>,
 ) -> Result<Array<G>> {
     let geometry = Geometry::linear(matrix.len / width, layer.in_features, layer.out_features);
-    let rows = Rows { view: matrix.from(first), stride: width };
+    let rows = Rows::new(matrix.from(first), width);
     product::input_gradient(gpu, &geometry, kept::<Layer<G>>(&layer.card)?, rows, residual)
 }

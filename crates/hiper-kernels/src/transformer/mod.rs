@@ -201,7 +201,7 @@ impl CustomOp2 for Op {
         context: &CpuStorage,
         context_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "host-kernels"))]
         if let Some(host) = crate::gpu::host::Host::current() {
             return self.forward_on(&host, [(x, x_layout), (context, context_layout)]);
         }

@@ -36,10 +36,14 @@ impl TimestepEmbedding {
         })
     }
 
-    /// A row for each timestep, `[B, 4C]`, with the activation that every residual block would apply to it.
-    pub(crate) fn forward_activated(&self, timesteps: &[f64]) -> Result<Tensor> {
+    /// A row for each timestep, `[B, C]` in `f32`.
+    pub(crate) fn rows(&self, timesteps: &[f64]) -> Result<Tensor> {
         let sinusoids = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep as f32)).collect();
-        let x = Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?;
+        Ok(Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?)
+    }
+
+    /// Features of rows, `[B, 4C]`, with the activation that every residual block would apply to them.
+    pub(crate) fn forward_activated(&self, x: &Tensor) -> Result<Tensor> {
         let x = activation(&self.linear_1.forward(&x.to_dtype(self.dtype)?)?, Activation::Silu)?;
         Ok(activation(&self.linear_2.forward(&x)?, Activation::Silu)?)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use hiper_kernels::Memory;
+use hiper_kernels::{Memory, is_card};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -114,7 +114,7 @@ impl Weights {
             index: Arc::new(index),
             device: device.clone(),
             memory: files.memory(),
-            dtype: if device.is_cpu() { DType::F32 } else { files.dtype() },
+            dtype: if is_card(device) { files.dtype() } else { DType::F32 },
             prefix: String::new(),
         })
     }
@@ -167,7 +167,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::get`].
     pub fn get_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        if self.device.is_cpu() {
+        if !is_card(&self.device) {
             return self.read(name, shape, self.memory);
         }
         // As the file has it, half as large to send; the card converts it.

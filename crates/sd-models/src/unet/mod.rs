@@ -1,12 +1,14 @@
 //! diffusers' `UNet2DConditionModel`.
 
 mod config;
+mod recorded_loss;
 mod unet_2d_blocks;
 
 use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
+pub use recorded_loss::RecordedLoss;
 use unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 
 use crate::blocks::{Precision, TimestepEmbedding, conv2d, group_norm};
@@ -114,9 +116,19 @@ impl UNet2DConditionModel {
         encoder_hidden_states: &Tensor,
     ) -> Result<Tensor> {
         self.check(latents, timesteps, encoder_hidden_states)?;
+        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, encoder_hidden_states)
+    }
+
+    /// The same, of checked arguments; a row of sinusoids for each timestep.
+    fn forward_at(
+        &self,
+        latents: &Tensor,
+        sinusoids: &Tensor,
+        encoder_hidden_states: &Tensor,
+    ) -> Result<Tensor> {
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
-        let temb = self.time_embedding.forward_activated(timesteps)?;
+        let temb = self.time_embedding.forward_activated(sinusoids)?;
         let context = &self.precision.enter(encoder_hidden_states)?;
         let latents = self.precision.enter(&latents)?;
         let mut h = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?)?;
