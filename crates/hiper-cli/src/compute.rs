@@ -1,7 +1,7 @@
 //! Where to compute, and whether to save time or memory.
 
-use candle_core::Device;
-use sd_models::{Memory, ModelFiles, StableDiffusion, Weights};
+use candle_core::{DType, Device};
+use sd_models::{Memory, ModelFiles, StableDiffusion, Weights, free_memory};
 
 use crate::Result;
 use crate::args::Memory as Choice;
@@ -10,6 +10,8 @@ use crate::args::Memory as Choice;
 pub struct Compute {
     /// `--device`.
     pub device: Device,
+    /// `--dtype`.
+    pub dtype: DType,
     /// `--memory`.
     pub memory: Choice,
 }
@@ -23,6 +25,8 @@ impl Compute {
         Ok(match self.memory {
             Choice::Fast => Memory::Fast,
             Choice::Lean => Memory::Lean,
+            // Weights are as large either way, and there is room for a step wherever there is for them.
+            Choice::Auto if !self.device.is_cpu() => Memory::Fast,
             Choice::Auto => match available() {
                 Some(available) if available < self.needed(files)? => Memory::Lean,
                 _ => Memory::Fast,
@@ -49,10 +53,11 @@ const STEP: u64 = 2 << 30;
 const MAX_SUBJECTS: u64 = 8;
 
 /// How many subjects to learn at once, with pictures of `width` × `height`: as many as what is free has room for.
-pub fn subjects_at_once(model: &StableDiffusion, (width, height): (u32, u32)) -> usize {
+pub fn subjects_at_once(model: &StableDiffusion, device: &Device, (width, height): (u32, u32)) -> usize {
     let pixels = u64::from(width) * u64::from(height);
     let channels = model.unet.config().block_out_channels[0] as u64;
-    available().map_or(MAX_SUBJECTS, |bytes| room(bytes, pixels, channels)) as usize
+    let free = if device.is_cpu() { available() } else { free_memory(device) };
+    free.map_or(MAX_SUBJECTS, |bytes| room(bytes, pixels, channels)) as usize
 }
 
 /// How many steps fit into so many bytes: what a step keeps grows with the pixels, and with the width of the UNet's first level.
@@ -97,7 +102,8 @@ mod tests {
     #[test]
     fn a_choice_is_a_choice() {
         let files = crate::demo_model::files().unwrap();
-        let compute = |memory| Compute { device: Device::Cpu, memory }.memory_for(&files).unwrap();
+        let compute =
+            |memory| Compute { device: Device::Cpu, dtype: DType::F32, memory }.memory_for(&files).unwrap();
         assert_eq!(compute(Choice::Lean), Memory::Lean);
         assert_eq!(compute(Choice::Fast), Memory::Fast);
     }

@@ -33,7 +33,8 @@ impl Model {
         let (name, hash) = (files.name().to_owned(), files.hash()?);
         let device = &compute.device;
         let memory = compute.memory_for(&files)?;
-        let sd = StableDiffusion::load(&files.with_memory(memory), device)?;
+        let files = files.with_memory(memory).with_dtype(compute.dtype);
+        let sd = StableDiffusion::load(&files, device)?;
         interrupt::check()?;
         let seconds = started.elapsed().as_secs_f64();
         console.event(&Event::ModelLoaded { model: &name, model_hash: &hash, seconds });

@@ -29,6 +29,28 @@ pub enum Error {
         /// The value given.
         got: String,
     },
+    /// An operator's tensors and weights are on different devices.
+    #[error("every tensor and weight of an operator must be on the same device")]
+    Device,
+    /// A card has no kernel for this.
+    #[error("{op}: no kernel for {what}")]
+    Unsupported {
+        /// The operator.
+        op: &'static str,
+        /// A type, a size or a setting.
+        what: String,
+    },
+    /// A kernel was not launched, or failed.
+    #[error("kernel {kernel}: {reason}")]
+    Launch {
+        /// Its name.
+        kernel: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// A kind of device that this build knows nothing of.
+    #[error("{0} is not compiled into this build")]
+    NotCompiledIn(&'static str),
 }
 
 impl From<Error> for candle_core::Error {

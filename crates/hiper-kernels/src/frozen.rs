@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor};
+
+use crate::gpu::{Array, Card, Cuda, Gpu, View, check_dtype, dense, on_card, with_views};
 
 /// A function of one tensor, with its vector–Jacobian product. Weights live in `self`.
 pub(crate) trait FrozenFunction: Send + Sync + 'static {
@@ -17,18 +19,56 @@ pub(crate) trait FrozenFunction: Send + Sync + 'static {
 
     /// `dx = dyᵀ ∂f/∂x`.
     fn input_gradient(&self, x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32>;
+
+    /// Whether its weights are on a card; none of a function without any.
+    fn weights_on_card(&self) -> Option<bool> {
+        None
+    }
+
+    /// The same on a card, in the type of `x`.
+    fn forward_on<G: Gpu>(&self, _gpu: &G, x: View<'_, G>, _shape: &[usize]) -> Result<Array<G>> {
+        let what = format!("{} on a card", x.dtype.as_str());
+        Err(crate::Error::Unsupported { op: Self::NAME, what }.into())
+    }
+
+    /// The same on a card, in the type of `x`.
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        _gpu: &G,
+        x: View<'_, G>,
+        _shape: &[usize],
+        _grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        let what = format!("{} on a card", x.dtype.as_str());
+        Err(crate::Error::Unsupported { op: Self::NAME, what }.into())
+    }
 }
 
 /// Applies `function` to `x` as one node of candle's graph.
 pub(crate) fn apply<F: FrozenFunction>(function: &Arc<F>, x: &Tensor) -> Result<Tensor> {
-    if x.dtype() != DType::F32 {
-        return Err(candle_core::Error::UnsupportedDTypeForOp(x.dtype(), F::NAME).bt());
-    }
+    check_dtype(x, F::NAME)?;
+    check_device(function.as_ref(), x)?;
     function.output_shape(x.dims())?;
-    x.contiguous()?.apply_op1(Node(function.clone()))
+    dense(x)?.apply_op1(Node(function.clone()))
+}
+
+/// Refuses a tensor that is on a card where the function's weights are not, or the other way round.
+pub(crate) fn check_device<F: FrozenFunction>(function: &F, x: &Tensor) -> Result<()> {
+    let on_card = Card::of(x.device())?.is_some();
+    if function.weights_on_card().is_some_and(|weights| weights != on_card) {
+        return Err(crate::Error::Device.into());
+    }
+    Ok(())
 }
 
 struct Node<F>(Arc<F>);
+
+impl<F: FrozenFunction> Node<F> {
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: &G::Storage, layout: &Layout) -> Result<(G::Storage, Shape)> {
+        let y = self.0.forward_on(gpu, gpu.given(x, layout)?.view(), layout.dims())?;
+        Ok((gpu.storage(y)?, self.0.output_shape(layout.dims())?.into()))
+    }
+}
 
 impl<F: FrozenFunction> CustomOp1 for Node<F> {
     fn name(&self) -> &'static str {
@@ -36,12 +76,28 @@ impl<F: FrozenFunction> CustomOp1 for Node<F> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        #[cfg(any(test, feature = "host-kernels"))]
+        if let Some(host) = crate::gpu::host::Host::current() {
+            return self.forward_on(&host, storage, layout);
+        }
         let shape = layout.dims();
         let y = self.0.forward(cpu_slice(storage, layout)?, shape);
         Ok((CpuStorage::F32(y), self.0.output_shape(shape)?.into()))
     }
 
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.forward_on(&Cuda::of(storage)?, storage, layout)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad_output: &Tensor) -> Result<Option<Tensor>> {
+        if let Some(card) = Card::of(x.device())? {
+            return on_card!(card, gpu => {
+                let dx = with_views(&gpu, [x, grad_output], |[x_view, dy]| {
+                    self.0.input_gradient_on(&gpu, x_view, x.dims(), dy)
+                })?;
+                Ok(Some(dx.into_tensor(&gpu, x.dims())?))
+            });
+        }
         let dx =
             with_cpu_slices([x, grad_output], |[x_data, dy]| self.0.input_gradient(x_data, x.dims(), dy))?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
@@ -68,7 +124,7 @@ pub(crate) fn with_cpu_slices<const N: usize, R>(
     for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
         *slice = match &**storage {
             Storage::Cpu(cpu) => cpu_slice(cpu, layout)?,
-            _ => candle_core::bail!("hiper-kernels: every tensor of an operator must be on the same device"),
+            _ => return Err(crate::Error::Device.into()),
         };
     }
     Ok(f(slices))

@@ -35,6 +35,7 @@ mod cpu;
 mod error;
 mod frozen;
 mod geglu;
+mod gpu;
 mod group_norm;
 mod layer_norm;
 mod linear;
@@ -51,6 +52,9 @@ pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use error::Error;
 pub use geglu::geglu;
+#[cfg(feature = "host-kernels")]
+pub use gpu::host::on_host;
+pub use gpu::{Replay, cuda_device, free_memory, is_card};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

@@ -1,8 +1,9 @@
 //! What the operators' tests share: random data, error norms, and the one check that every operator passes.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::cpu::isa::Isa;
+use crate::gpu::host::on_host;
 
 /// Relative L2 error allowed against an `f64` definition: f32 rounding over sums of a few thousand terms.
 pub(crate) const F32_TOLERANCE: f64 = 5e-6;
@@ -41,6 +42,101 @@ pub(crate) fn check(
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) {
     Isa::for_each(|| check_here(shapes, &op, &definition));
+}
+
+/// Checks `op` on kernels that run on the CPU, in one of a card's types, against its definition at the inputs as they are
+/// rounded to it: values, and the gradient to every input along some directions. What a launch can get wrong (a grid, a stride,
+/// an argument) errs by orders of magnitude more than rounding; what rounding may do is `kernels/host/tests`' matter.
+pub(crate) fn check_on_card(
+    dtype: DType,
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    let tolerance = card_tolerance(dtype);
+    let vars: Vec<Var> = shapes
+        .iter()
+        .zip(1..)
+        .map(|(shape, seed)| {
+            let x = Tensor::from_vec(normals(shape.iter().product(), seed), *shape, &Device::Cpu).unwrap();
+            Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()
+        })
+        .collect();
+    let inputs: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let mut exact: Vec<Vec<f64>> =
+        inputs.iter().map(|x| widened(x).iter().map(|&v| v as f64).collect()).collect();
+
+    on_host(|| {
+        let y = op(&inputs).unwrap();
+        assert_eq!(y.dtype(), dtype);
+        let values = widened(&y);
+        let error = relative_l2(&values, &definition(&exact));
+        assert!(error < tolerance, "forward {dtype:?} {shapes:?}: {error:e}");
+
+        let w = Tensor::from_vec(normals(values.len(), 99), y.shape(), &Device::Cpu).unwrap();
+        let w = w.to_dtype(dtype).unwrap();
+        let weights = widened(&w);
+        let y = (y * w).unwrap().to_dtype(DType::F32).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        for (i, var) in vars.iter().enumerate() {
+            let got = widened(grads.get(var).expect("a gradient"));
+            assert!(got.iter().all(|g| g.is_finite()), "gradient {i} of {dtype:?} {shapes:?}");
+            let directions: Vec<Vec<f32>> = (0..DIRECTIONS).map(|d| normals(got.len(), 200 + d)).collect();
+            let along =
+                |v: &Vec<f32>| got.iter().zip(v).map(|(&g, &v)| g as f64 * v as f64).sum::<f64>() as f32;
+            let numeric: Vec<f64> = directions
+                .iter()
+                .map(|v| directional_derivative(&definition, &mut exact, &weights, i, v))
+                .collect();
+            let error = relative_l2(&directions.iter().map(along).collect::<Vec<_>>(), &numeric);
+            assert!(error < tolerance, "gradient {i} of {dtype:?} {shapes:?}: {error:e}");
+        }
+    });
+}
+
+/// What a card computes in.
+pub(crate) const CARD_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// Relative L2 error that a chain of a few kernels may have: some roundings of half an epsilon each.
+pub(crate) fn card_tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 3e-3,
+        DType::BF16 => 2.4e-2,
+        _ => 2e-5,
+    }
+}
+
+/// Values as a type has them.
+pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
+    widened(&Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
+}
+
+/// A tensor's values as `f32`.
+pub(crate) fn widened(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Directions in which a gradient is compared: an error in some of its elements shows in most.
+const DIRECTIONS: u64 = 6;
+
+/// Central differences of `Σ weights · definition` in `f64`, to input `i` in a direction.
+fn directional_derivative(
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    exact: &mut [Vec<f64>],
+    weights: &[f32],
+    i: usize,
+    direction: &[f32],
+) -> f64 {
+    let norm = direction.iter().map(|&v| v as f64 * v as f64).sum::<f64>().sqrt();
+    let step = 1e-4 / norm;
+    let centre = exact[i].clone();
+    let mut at = |step: f64| -> f64 {
+        exact[i] = centre.iter().zip(direction).map(|(x, &v)| x + step * v as f64).collect();
+        definition(exact).iter().zip(weights).map(|(&y, &w)| y * w as f64).sum()
+    };
+    let difference = at(step) - at(-step);
+    exact[i] = centre;
+    difference / (2.0 * step)
 }
 
 fn check_here(

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, AttentionConfig, AttentionMask, LayerNorm, Linear, activation, attention};
 use serde::Deserialize;
 
-use crate::blocks::{layer_norm, linear};
+use crate::blocks::{Precision, layer_norm, linear};
 use crate::{Error, ModelFiles, Result, Weights};
 
 const FILE: &str = "text_encoder/config.json";
@@ -57,6 +57,7 @@ pub struct ClipTextModel {
     position_embedding: Tensor,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    precision: Precision,
 }
 
 impl ClipTextModel {
@@ -113,6 +114,7 @@ impl ClipTextModel {
                 .get("embeddings.position_embedding.weight", &[config.max_position_embeddings, d])?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: layer_norm(&weights.pp("final_layer_norm"), d, config.layer_norm_eps)?,
+            precision: Precision(weights.dtype()),
             config,
         })
     }
@@ -145,10 +147,11 @@ impl ClipTextModel {
         let index = Tensor::new(ids, self.token_embedding.device())?;
         let positions = self.position_embedding.narrow(0, 0, ids.len())?;
         let mut h = (self.token_embedding.index_select(&index, 0)? + positions)?.unsqueeze(0)?;
+        h = self.precision.enter(&h)?;
         for layer in &self.layers {
             h = layer.forward(&h)?;
         }
-        Ok(self.final_layer_norm.forward(&h)?)
+        Ok(self.precision.leave(&self.final_layer_norm.forward(&h)?)?)
     }
 }
 

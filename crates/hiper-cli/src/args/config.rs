@@ -1,6 +1,6 @@
 //! Checks of the command line that need the build, the machine or the model.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::{Common, DTypeChoice, DeviceChoice, Sampling};
 use crate::compute::Compute;
@@ -10,21 +10,32 @@ use crate::{Error, Result};
 /// Applies the common flags, and says where and how to compute.
 pub fn check(common: &Common) -> Result<Compute> {
     let device = match common.device {
+        DeviceChoice::Auto if cfg!(feature = "cuda") => sd_models::cuda_device(0).unwrap_or(Device::Cpu),
         DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda(_) => return Err(not_compiled_in("cuda", "CUDA")),
+        DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => return Err(not_compiled_in("cuda", "CUDA")),
+        DeviceChoice::Cuda(number) => sd_models::cuda_device(number).map_err(|error| {
+            let message = format!("--device cuda:{number}: {error}");
+            Error::refused(message, "nvidia-smi lists the cards; --device cpu needs none")
+        })?,
         DeviceChoice::Metal => return Err(not_compiled_in("metal", "Metal")),
     };
-    match common.dtype {
-        DTypeChoice::Auto | DTypeChoice::F32 => {}
-        DTypeChoice::F16 => return Err(only_f32("f16")),
-        DTypeChoice::Bf16 => return Err(only_f32("bf16")),
-    }
+    let dtype = match (common.dtype, device.is_cpu()) {
+        (DTypeChoice::Auto | DTypeChoice::F32, true) => DType::F32,
+        (DTypeChoice::F16, true) => return Err(only_f32("f16")),
+        (DTypeChoice::Bf16, true) => return Err(only_f32("bf16")),
+        (DTypeChoice::Auto | DTypeChoice::F16, false) => DType::F16,
+        (DTypeChoice::Bf16, false) => DType::BF16,
+        (DTypeChoice::F32, false) => {
+            let message = "--dtype f32: a card computes in f16 or bf16";
+            return Err(Error::refused(message, "use --dtype f16, or --device cpu"));
+        }
+    };
     if let Some(threads) = common.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| {
             Error::refused(format!("--threads {threads}: {error}"), "ask for fewer threads")
         })?;
     }
-    Ok(Compute { device, memory: common.memory })
+    Ok(Compute { device, dtype, memory: common.memory })
 }
 
 fn not_compiled_in(flag: &str, name: &str) -> Error {

@@ -57,7 +57,7 @@ pub struct Common {
         help = "Where to compute: auto, cpu, cuda[:N] or metal; auto is the best device of this build"
     )]
     pub device: DeviceChoice,
-    /// Precision of the networks: auto, f32, f16 or bf16. The CPU computes in f32, and auto chooses that
+    /// Precision of the networks: auto, f32, f16 or bf16. The CPU computes in f32, and auto chooses that; on a card, f16
     #[arg(
         long,
         global = true,

@@ -99,7 +99,8 @@ impl Job<'_> {
         let mut failed = Vec::new();
         for same_size in prepared.chunk_by(|a, b| a.picture.dimensions() == b.picture.dimensions()) {
             let size = same_size[0].picture.dimensions();
-            let batch_size = self.batch_size.unwrap_or_else(|| subjects_at_once(&self.model.sd, size));
+            let batch_size =
+                self.batch_size.unwrap_or_else(|| subjects_at_once(&self.model.sd, &self.model.device, size));
             for batch in same_size.chunks(batch_size) {
                 failed.extend(self.learn(batch)?);
             }

@@ -1,6 +1,7 @@
 //! A personalisation on disk: its settings, its log, its checkpoints, and the loop that writes them.
 
 mod checkpoints;
+mod network;
 mod settings;
 mod step_log;
 mod train;

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
-use hiper_core::{HiperEmbedding, HiperMetadata, NoisePredictor, Personalisation, Step};
+use hiper_core::{HiperEmbedding, HiperMetadata, Personalisation, Step};
 use sd_models::UNet2DConditionModel;
 
 use super::checkpoints::{self, Checkpoints};
+use super::network::Network;
 use super::step_log::StepLog;
 use crate::console::{Console, Event, Loss, Losses, SubjectLoss};
 use crate::output::Output;
@@ -84,20 +84,6 @@ pub struct Training<'a> {
     pub preview_every: usize,
 }
 
-/// The UNet as hiper-core sees it.
-struct Network<'a>(&'a UNet2DConditionModel);
-
-impl NoisePredictor for Network<'_> {
-    fn predict_noise(
-        &self,
-        latents: &Tensor,
-        timesteps: &[f64],
-        text: &Tensor,
-    ) -> candle_core::Result<Tensor> {
-        Ok(self.0.forward(latents, timesteps, text)?)
-    }
-}
-
 impl Training<'_> {
     /// Takes all steps that are left. A run that cannot go on says why in its `failure`; the others finish.
     ///
@@ -108,13 +94,14 @@ impl Training<'_> {
         let mut logs = runs.iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut losses = vec![RunningMean::default(); runs.len()];
         let mut pace = Pace::default();
+        let network = Network::new(self.unet);
         self.start(runs);
         while runs.iter().any(Run::is_learning) {
             if interrupt::requested() {
                 return Err(self.interrupted(runs));
             }
             let started = Instant::now();
-            let steps = self.step_together(runs)?;
+            let steps = self.step_together(runs, &network)?;
             let seconds = started.elapsed().as_secs_f64();
             for &(i, step) in &steps {
                 logs[i].append(step, seconds)?;
@@ -136,12 +123,12 @@ impl Training<'_> {
     }
 
     /// One step of every run that has some left: their places and what they did.
-    fn step_together(&self, runs: &mut [Run<'_>]) -> Result<Vec<(usize, Step)>> {
+    fn step_together(&self, runs: &mut [Run<'_>], network: &Network<'_>) -> Result<Vec<(usize, Step)>> {
         let learning = runs.iter_mut().enumerate().filter(|(_, run)| run.is_learning());
         let mut learning: Vec<(usize, &mut Run<'_>)> = learning.collect();
         let mut personalisations: Vec<&mut Personalisation> =
             learning.iter_mut().map(|(_, run)| &mut run.personalisation).collect();
-        let results = Personalisation::step_together(&mut personalisations, &Network(self.unet))?;
+        let results = Personalisation::step_together(&mut personalisations, network)?;
         let mut steps = Vec::with_capacity(results.len());
         for ((i, run), result) in learning.into_iter().zip(results) {
             match result {

@@ -1,6 +1,7 @@
 //! Pointwise activations.
 
 pub(crate) mod cpu;
+mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, View};
 
 /// The pointwise activations that Stable Diffusion's networks use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,18 +45,42 @@ impl FrozenFunction for Activation {
     fn input_gradient(&self, x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(*self, x, grad_output)
     }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, _shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, *self, x)
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        x: View<'_, G>,
+        _shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, *self, x, grad_output)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::check;
+    use crate::testing::{CARD_DTYPES, check, check_on_card};
 
     #[test]
     fn matches_the_definition() {
         for kind in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
             for n in [1, 31, 32, 33, 1009] {
                 check(&[&[n]], |x| activation(&x[0], kind), |x| reference::activation(&x[0], kind));
+            }
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        for kind in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+            for (n, dtype) in [1, 2047, 2049].into_iter().flat_map(|n| CARD_DTYPES.map(|dtype| (n, dtype))) {
+                let definition = |x: &[Vec<f64>]| reference::activation(&x[0], kind);
+                check_on_card(dtype, &[&[n]], |x| activation(&x[0], kind), definition);
             }
         }
     }

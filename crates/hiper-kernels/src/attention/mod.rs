@@ -2,15 +2,18 @@
 
 pub(crate) mod backward;
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
+mod stored;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use crate::error::{Error, check_shape};
 use crate::frozen::{cpu_slice, with_cpu_slices};
+use crate::gpu::{Array, Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_views};
 
 /// Which keys a query may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,13 +63,13 @@ pub struct AttentionConfig {
 /// ```
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &AttentionConfig) -> Result<Tensor> {
     for tensor in [q, k, v] {
-        if tensor.dtype() != DType::F32 {
-            return Err(candle_core::Error::UnsupportedDTypeForOp(tensor.dtype(), AttentionOp::NAME).bt());
-        }
+        check_dtype(tensor, AttentionOp::NAME)?;
+        check_same_dtype(tensor, q, AttentionOp::NAME)?;
     }
     let shape = AttentionShape::new(q.dims(), k.dims(), v.dims(), config)?;
-    let op = AttentionOp { shape, log_sum_exp: OnceLock::new() };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    let keep = [q, k, v].iter().any(|tensor| tensor.track_op());
+    let op = AttentionOp { shape, keep, log_sum_exp: OnceLock::new(), kept: OnceLock::new() };
+    dense(q)?.apply_op3(&dense(k)?, &dense(v)?, op)
 }
 
 /// The sizes of one call, checked.
@@ -111,12 +114,44 @@ impl AttentionShape {
 
 struct AttentionOp {
     shape: AttentionShape,
+    /// Whether there may be a backward pass.
+    keep: bool,
     /// `[B, Sq, H]`, left by the forward pass for the backward pass.
     log_sum_exp: OnceLock<Vec<f32>>,
+    /// The same on a card, `[B, H, Sq]`.
+    kept: OnceLock<Kept>,
 }
 
 impl AttentionOp {
     const NAME: &'static str = "attention";
+
+    fn forward_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        inputs: [(&G::Storage, &Layout); 3],
+    ) -> Result<(G::Storage, Shape)> {
+        let [q, k, v] = inputs.map(|(storage, layout)| gpu.given(storage, layout));
+        let (y, log_sum_exp) = cuda::forward(gpu, &self.shape, [q?.view(), k?.view(), v?.view()], self.keep)?;
+        if let Some(log_sum_exp) = log_sum_exp {
+            self.kept.get_or_init(|| Kept::new(log_sum_exp));
+        }
+        Ok((gpu.storage(y)?, inputs[0].1.shape().clone()))
+    }
+
+    fn backward_on<G: Gpu>(&self, gpu: &G, tensors: [&Tensor; 5]) -> Result<[Tensor; 3]> {
+        cuda::check_gradient(&self.shape, tensors[0].dtype())?;
+        let log_sum_exp = self.kept.get().ok_or_else(too_early)?.get::<Array<G>>()?;
+        let [dq, dk, dv] = with_views(gpu, tensors, |[q, k, v, y, dy]| {
+            let saved = cuda::Saved { q, k, v, y, log_sum_exp: log_sum_exp.view() };
+            cuda::input_gradients(gpu, &self.shape, &saved, dy)
+        })?;
+        let [q, k, v] = [tensors[0].dims(), tensors[1].dims(), tensors[2].dims()];
+        Ok([dq.into_tensor(gpu, q)?, dk.into_tensor(gpu, k)?, dv.into_tensor(gpu, v)?])
+    }
+}
+
+fn too_early() -> candle_core::Error {
+    candle_core::Error::Msg("attention: backward before forward".into())
 }
 
 impl CustomOp3 for AttentionOp {
@@ -133,10 +168,26 @@ impl CustomOp3 for AttentionOp {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        #[cfg(any(test, feature = "host-kernels"))]
+        if let Some(host) = crate::gpu::host::Host::current() {
+            return self.forward_on(&host, [(q, q_layout), (k, k_layout), (v, v_layout)]);
+        }
         let (q, k, v) = (cpu_slice(q, q_layout)?, cpu_slice(k, k_layout)?, cpu_slice(v, v_layout)?);
         let (y, log_sum_exp) = cpu::forward(&self.shape, q, k, v);
         self.log_sum_exp.get_or_init(|| log_sum_exp);
         Ok((CpuStorage::F32(y), q_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward_on(&Cuda::of(q)?, [(q, q_layout), (k, k_layout), (v, v_layout)])
     }
 
     fn bwd(
@@ -147,9 +198,12 @@ impl CustomOp3 for AttentionOp {
         y: &Tensor,
         grad_output: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(log_sum_exp) = self.log_sum_exp.get() else {
-            candle_core::bail!("attention: backward before forward");
-        };
+        if let Some(card) = Card::of(q.device())? {
+            let gradients = on_card!(card, gpu => self.backward_on(&gpu, [q, k, v, y, grad_output]))?;
+            let [dq, dk, dv] = gradients.map(Some);
+            return Ok((dq, dk, dv));
+        }
+        let log_sum_exp = self.log_sum_exp.get().ok_or_else(too_early)?;
         let [dq, dk, dv] = with_cpu_slices([q, k, v, y, grad_output], |[q, k, v, y, dy]| {
             backward::input_gradients(&self.shape, &backward::Saved { q, k, v, y, log_sum_exp }, dy)
         })?;
@@ -161,8 +215,9 @@ impl CustomOp3 for AttentionOp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::check;
-    use candle_core::Device;
+    use crate::gpu::host::on_host;
+    use crate::testing::{card_tolerance, check, check_on_card, normals, relative_l2, widened};
+    use candle_core::{DType, Device};
 
     #[test]
     fn matches_the_definition() {
@@ -187,6 +242,66 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        // Queries and keys around the kernels' blocks, and keys few enough to be shared out by queries.
+        for (b, queries, keys, heads, d) in [
+            (1, 1, 2, 2, 32),
+            (2, 129, 77, 1, 40),
+            (1, 65, 70, 2, 64),
+            (1, 40, 300, 1, 80),
+            (2, 9, 33, 1, 160),
+        ] {
+            for dtype in [DType::F16, DType::BF16] {
+                let (softmax_scale, mask) = ((d as f64).powf(-0.5), AttentionMask::None);
+                let config = AttentionConfig { num_heads: heads, softmax_scale, mask };
+                let width = heads * d;
+                check_on_card(
+                    dtype,
+                    &[&[b, queries, width], &[b, keys, width], &[b, keys, width]],
+                    |x| attention(&x[0], &x[1], &x[2], &config),
+                    |x| reference::attention(x, [b, queries, keys], &config),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_card_stores_the_scores_of_heads_that_no_kernel_has() {
+        for (dtype, d) in [(DType::F16, 512), (DType::BF16, 24), (DType::F32, 40), (DType::F16, 3)] {
+            let (softmax_scale, mask) = ((d as f64).powf(-0.5), AttentionMask::None);
+            let config = AttentionConfig { num_heads: 2, softmax_scale, mask };
+            let (batch, queries, keys) = (2, 5, 16);
+            let tensor = |rows: usize, seed| {
+                let x = normals(batch * rows * 2 * d, seed);
+                let x = Tensor::from_vec(x, (batch, rows, 2 * d), &Device::Cpu).unwrap();
+                x.to_dtype(dtype).unwrap()
+            };
+            let [q, k, v] = [tensor(queries, 1), tensor(keys, 2), tensor(keys, 3)];
+            let exact = [&q, &k, &v].map(|x| widened(x).iter().map(|&v| v as f64).collect());
+            let expected = reference::attention(&exact, [batch, queries, keys], &config);
+            let y = on_host(|| attention(&q, &k, &v, &config)).unwrap();
+            let error = relative_l2(&widened(&y), &expected);
+            assert!(error < card_tolerance(dtype), "{dtype:?} {d}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn a_card_refuses_what_it_has_no_kernel_for() {
+        let x = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
+        let causal = AttentionConfig { num_heads: 1, softmax_scale: 1.0, mask: AttentionMask::Causal };
+        on_host(|| {
+            let var = candle_core::Var::from_tensor(&x(&[1, 2, 32], DType::F16)).unwrap();
+            let y = attention(&var, &var, &var, &causal).unwrap();
+            let error = y.sum_all().unwrap().backward().err().unwrap().to_string();
+            assert!(error.contains("no kernel for the gradient under a causal mask"), "{error}");
+            let (q, k) = (x(&[1, 2, 32], DType::F16), x(&[1, 2, 32], DType::BF16));
+            assert!(attention(&q, &k, &k, &causal).is_err());
+        });
+        let half = x(&[1, 2, 32], DType::F16);
+        assert!(attention(&half, &half, &half, &causal).is_err(), "a CPU computes in f32");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A frozen two-dimensional convolution, channels last.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 mod winograd;
@@ -12,6 +13,8 @@ use candle_core::{Result, Tensor};
 use crate::cpu::weight::Weight;
 use crate::error::{Error, check_shape};
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::product::Added;
+use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
 
 /// Rows and columns of zeros around a picture.
@@ -55,13 +58,15 @@ pub struct Conv2dConfig {
 pub struct Conv2d(pub(crate) Arc<ConvFunction>);
 
 pub(crate) struct ConvFunction {
-    /// `[KH·KW·I, O]`: a patch, channels last as the picture, to the output channels.
+    /// `[KH·KW·I, O]`: a patch, channels last as the picture, to the output channels; if it is on the CPU.
     weight: Weight,
     pub(crate) bias: Option<Vec<f32>>,
     kernel: [usize; 2],
     channels_in: usize,
     pub(crate) channels_out: usize,
     config: Conv2dConfig,
+    /// `weight` and `bias`, if they are on a card.
+    card: Option<Kept>,
 }
 
 impl Conv2d {
@@ -96,13 +101,15 @@ impl Conv2d {
             let (expected, got) = ("smaller than the kernel".into(), format!("{:?}", config.padding));
             return Err(Error::Setting { op: NAME, field: "padding", expected, got }.into());
         }
+        let card = Kept::layer(weight, bias)?;
         Ok(Self(Arc::new(ConvFunction {
-            weight: Weight::new(weight)?,
+            weight: if card.is_some() { Weight::elsewhere() } else { Weight::new(weight)? },
             bias: bias.map(to_vec).transpose()?,
             kernel: [kernel_h, kernel_w],
             channels_in,
             channels_out,
             config,
+            card,
         })))
     }
 
@@ -151,12 +158,31 @@ impl FrozenFunction for ConvFunction {
     fn input_gradient(&self, _x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(self, shape, grad_output)
     }
+
+    fn weights_on_card(&self) -> Option<bool> {
+        Some(self.card.is_some())
+    }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, self, x, shape, &Added { image_bias: None, residual: None })
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        _x: View<'_, G>,
+        shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, self, shape, grad_output)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check, normals};
+    use crate::gpu::host::on_host;
+    use crate::testing::{CARD_DTYPES, check, check_on_card, normals, rounded};
     use candle_core::Device;
 
     #[test]
@@ -181,6 +207,30 @@ mod tests {
                 .unwrap();
                 let reference = reference::Conv { weights: &weights, bias: &bias, kernel, config };
                 check(&[&[b, h, w, i]], |x| conv.forward(&x[0]), |x| reference.forward(&x[0], [b, h, w, i]));
+            }
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        let same = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+        let down = Conv2dConfig { stride: 2, padding: Padding::same(1) };
+        let vae_down =
+            Conv2dConfig { stride: 2, padding: Padding { bottom: 1, right: 1, ..Padding::default() } };
+        for config in [same, down, vae_down] {
+            for (b, h, w, i, o) in [(2, 5, 7, 4, 8), (1, 8, 6, 16, 4), (1, 12, 9, 24, 72), (1, 4, 4, 320, 16)]
+            {
+                for dtype in CARD_DTYPES {
+                    let (w9, bias) = (rounded(dtype, &normals(o * i * 9, 8)), rounded(dtype, &normals(o, 9)));
+                    let conv = on_host(|| {
+                        let weight = Tensor::from_slice(&w9, (o, i, 3, 3), &Device::Cpu).unwrap();
+                        let bias = Tensor::from_slice(&bias, o, &Device::Cpu).unwrap();
+                        Conv2d::new(&weight.to_dtype(dtype).unwrap(), Some(&bias), config).unwrap()
+                    });
+                    let reference = reference::Conv { weights: &w9, bias: &bias, kernel: 3, config };
+                    let definition = |x: &[Vec<f64>]| reference.forward(&x[0], [b, h, w, i]);
+                    check_on_card(dtype, &[&[b, h, w, i]], |x| conv.forward(&x[0]), definition);
+                }
             }
         }
     }

@@ -49,6 +49,11 @@ impl Weight {
         Ok(Self { values, depth, cols })
     }
 
+    /// In place of one that is on a card: nothing here reads it.
+    pub(crate) fn elsewhere() -> Self {
+        Self { values: Values::F32(Vec::new()), depth: 0, cols: 0 }
+    }
+
     /// Rows `k` of column panel `panel`, `[k.len(), 32]`: where they lie, or widened into `buffer`.
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
         let start = panel * self.depth * COLS;

@@ -1,6 +1,7 @@
 //! The gated GELU of a transformer's feed-forward layer.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -10,6 +11,7 @@ use candle_core::{Result, Tensor};
 
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, View};
 
 /// GEGLU (Shazeer, arXiv 2002.05202): `y = a · gelu(b)` where `x = [a, b]` along the last dimension, with the exact
 /// GELU, as diffusers' `GEGLU`.
@@ -43,17 +45,40 @@ impl FrozenFunction for Geglu {
     fn input_gradient(&self, x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(x, shape[shape.len() - 1] / 2, grad_output)
     }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, x, shape[shape.len() - 1] / 2)
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        x: View<'_, G>,
+        shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, x, shape[shape.len() - 1] / 2, grad_output)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::check;
+    use crate::testing::{CARD_DTYPES, check, check_on_card};
 
     #[test]
     fn matches_the_definition() {
         for (rows, c) in [(1, 1), (3, 31), (2, 32), (5, 33)] {
             check(&[&[rows, 2 * c]], |x| geglu(&x[0]), |x| reference::geglu(&x[0], c));
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        for (rows, c) in [(1, 1), (3, 31), (5, 8), (300, 16)] {
+            for dtype in CARD_DTYPES {
+                check_on_card(dtype, &[&[rows, 2 * c]], |x| geglu(&x[0]), |x| reference::geglu(&x[0], c));
+            }
         }
     }
 

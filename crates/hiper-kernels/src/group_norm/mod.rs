@@ -1,6 +1,7 @@
 //! Frozen group normalisation, optionally followed by an activation in the same pass.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -11,6 +12,7 @@ use candle_core::{Result, Tensor};
 use crate::Activation;
 use crate::error::{Error, check_shape};
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
 
 /// Frozen group normalisation (Wu & He, arXiv 1803.08494), channels last, with an optional activation:
@@ -30,6 +32,8 @@ pub(crate) struct GroupNormFunction {
     num_groups: usize,
     eps: f32,
     activation: Option<Activation>,
+    /// `weight` and `bias` there, if they are on a card.
+    card: Option<Kept>,
 }
 
 impl GroupNorm {
@@ -58,8 +62,9 @@ impl GroupNorm {
             let (expected, got) = (format!("a divisor of {channels} channels"), num_groups.to_string());
             return Err(Error::Setting { op: NAME, field: "num_groups", expected, got }.into());
         }
+        let card = Kept::affine(weight, bias)?;
         let (weight, bias) = (to_vec(weight)?, to_vec(bias)?);
-        Ok(Self(Arc::new(GroupNormFunction { weight, bias, num_groups, eps: eps as f32, activation })))
+        Ok(Self(Arc::new(GroupNormFunction { weight, bias, num_groups, eps: eps as f32, activation, card })))
     }
 
     /// Applies the layer.
@@ -87,12 +92,33 @@ impl FrozenFunction for GroupNormFunction {
     fn input_gradient(&self, x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(self, x, shape[0], grad_output, None)
     }
+
+    fn weights_on_card(&self) -> Option<bool> {
+        Some(self.card.is_some())
+    }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, shape: &[usize]) -> Result<Array<G>> {
+        Ok(cuda::forward(gpu, self, x, shape[0])?.0)
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        x: View<'_, G>,
+        shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        // A layer alone keeps nothing: the statistics are computed again. Blocks keep theirs.
+        let (_, statistics) = cuda::forward(gpu, self, x, shape[0])?;
+        cuda::input_gradient(gpu, self, [x, statistics.view()], shape[0], grad_output, None)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check, normals};
+    use crate::gpu::host::on_host;
+    use crate::testing::{CARD_DTYPES, check, check_on_card, normals};
     use candle_core::Device;
 
     #[test]
@@ -111,6 +137,31 @@ mod tests {
                     silu: activation.is_some(),
                 };
                 check(&[&[b, h, w, c]], |x| norm.forward(&x[0]), |x| reference.forward(&x[0], b));
+            }
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        for (b, h, w, c, groups) in
+            [(1, 2, 3, 6, 3), (2, 9, 8, 64, 32), (1, 33, 40, 20, 2), (2, 5, 3, 320, 32)]
+        {
+            for activation in [None, Some(Activation::Silu)] {
+                let (weight, bias) = (normals(c, 8), normals(c, 9));
+                let tensor = |v: &[f32]| Tensor::from_slice(v, c, &Device::Cpu).unwrap();
+                let norm = on_host(|| {
+                    GroupNorm::new(&tensor(&weight), &tensor(&bias), groups, 1e-5, activation).unwrap()
+                });
+                let silu = activation.is_some();
+                let reference = reference::Norm { weight: &weight, bias: &bias, groups, eps: 1e-5, silu };
+                for dtype in CARD_DTYPES {
+                    check_on_card(
+                        dtype,
+                        &[&[b, h, w, c]],
+                        |x| norm.forward(&x[0]),
+                        |x| reference.forward(&x[0], b),
+                    );
+                }
             }
         }
     }

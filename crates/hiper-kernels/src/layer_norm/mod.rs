@@ -1,6 +1,7 @@
 //! Frozen layer normalisation.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -10,6 +11,7 @@ use candle_core::{Result, Tensor};
 
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
 
 /// Frozen layer normalisation (Ba et al., arXiv 1607.06450) over the last dimension:
@@ -27,6 +29,8 @@ pub(crate) struct LayerNormFunction {
     weight: Vec<f32>,
     bias: Vec<f32>,
     eps: f32,
+    /// `weight` and `bias` there, if they are on a card.
+    card: Option<Kept>,
 }
 
 impl LayerNorm {
@@ -48,6 +52,7 @@ impl LayerNorm {
             weight: to_vec(weight)?,
             bias: to_vec(bias)?,
             eps: eps as f32,
+            card: Kept::affine(weight, bias)?,
         })))
     }
 
@@ -76,12 +81,31 @@ impl FrozenFunction for LayerNormFunction {
     fn input_gradient(&self, x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(self, x, grad_output, None)
     }
+
+    fn weights_on_card(&self) -> Option<bool> {
+        Some(self.card.is_some())
+    }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, _shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, self, x)
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        x: View<'_, G>,
+        _shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, self, x, grad_output, None)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check, normals};
+    use crate::gpu::host::on_host;
+    use crate::testing::{CARD_DTYPES, check, check_on_card, normals};
     use candle_core::Device;
 
     #[test]
@@ -97,5 +121,32 @@ mod tests {
                 |x| reference::layer_norm(&x[0], &weight, &bias, 1e-5),
             );
         }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        for (rows, c) in [(1, 8), (9, 33), (8, 320), (17, 40)] {
+            let (weight, bias) = (normals(c, 8), normals(c, 9));
+            let tensor = |v: &[f32]| Tensor::from_slice(v, c, &Device::Cpu).unwrap();
+            let norm = on_host(|| LayerNorm::new(&tensor(&weight), &tensor(&bias), 1e-5).unwrap());
+            for dtype in CARD_DTYPES {
+                check_on_card(
+                    dtype,
+                    &[&[1, rows, c]],
+                    |x| norm.forward(&x[0]),
+                    |x| reference::layer_norm(&x[0], &weight, &bias, 1e-5),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weights_on_another_device_are_an_error() {
+        let ones = Tensor::ones(8, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let norm = on_host(|| LayerNorm::new(&ones, &ones, 1e-5).unwrap());
+        let x = Tensor::zeros((1, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(norm.forward(&x).unwrap_err().to_string().contains("same device"));
+        let norm = LayerNorm::new(&ones, &ones, 1e-5).unwrap();
+        assert!(on_host(|| norm.forward(&x)).unwrap_err().to_string().contains("same device"));
     }
 }

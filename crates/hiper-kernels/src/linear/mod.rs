@@ -1,6 +1,7 @@
 //! A frozen fully connected layer.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -11,6 +12,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::cpu::weight::Weight;
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, Kept, View};
 
 /// A frozen fully connected layer, `y = x Wᵀ + b`.
 ///
@@ -23,11 +25,13 @@ use crate::frozen::{self, FrozenFunction};
 pub struct Linear(pub(crate) Arc<LinearFunction>);
 
 pub(crate) struct LinearFunction {
-    /// `[I, O]`.
+    /// `[I, O]`, if it is on the CPU.
     weight: Weight,
     bias: Option<Vec<f32>>,
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
+    /// `weight` and `bias`, if they are on a card.
+    card: Option<Kept>,
 }
 
 impl Linear {
@@ -47,11 +51,13 @@ impl Linear {
                 bias.dims(),
             )?;
         }
+        let card = Kept::layer(weight, bias)?;
         Ok(Self(Arc::new(LinearFunction {
-            weight: Weight::new(weight)?,
+            weight: if card.is_some() { Weight::elsewhere() } else { Weight::new(weight)? },
             bias: bias.map(to_vec).transpose()?,
             in_features,
             out_features,
+            card,
         })))
     }
 
@@ -87,12 +93,31 @@ impl FrozenFunction for LinearFunction {
     fn input_gradient(&self, _x: &[f32], _shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(self, grad_output, None)
     }
+
+    fn weights_on_card(&self) -> Option<bool> {
+        Some(self.card.is_some())
+    }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, _shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, self, x, None)
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        _x: View<'_, G>,
+        _shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, self, grad_output, None)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check, normals};
+    use crate::gpu::host::on_host;
+    use crate::testing::{CARD_DTYPES, check, check_on_card, normals, rounded};
     use candle_core::Device;
 
     #[test]
@@ -104,6 +129,28 @@ mod tests {
                 let bias = Tensor::from_slice(&b, outputs, &Device::Cpu).unwrap();
                 let linear = Linear::new(&weight, with_bias.then_some(&bias)).unwrap();
                 check(
+                    &[&[1, rows, inputs]],
+                    |x| linear.forward(&x[0]),
+                    |x| reference::linear(&x[0], &w, with_bias.then_some(&b), inputs),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        // On tensor cores, split and not, and one by one where channels are no eights.
+        for (rows, inputs, outputs) in [(5, 7, 3), (65, 40, 72), (130, 24, 8), (3, 1024, 16)] {
+            for (dtype, with_bias) in CARD_DTYPES.into_iter().flat_map(|d| [(d, false), (d, true)]) {
+                let (w, b) =
+                    (rounded(dtype, &normals(inputs * outputs, 8)), rounded(dtype, &normals(outputs, 9)));
+                let linear = on_host(|| {
+                    let weight = Tensor::from_slice(&w, (outputs, inputs), &Device::Cpu).unwrap();
+                    let bias = Tensor::from_slice(&b, outputs, &Device::Cpu).unwrap();
+                    Linear::new(&weight.to_dtype(dtype).unwrap(), with_bias.then_some(&bias)).unwrap()
+                });
+                check_on_card(
+                    dtype,
                     &[&[1, rows, inputs]],
                     |x| linear.forward(&x[0]),
                     |x| reference::linear(&x[0], &w, with_bias.then_some(&b), inputs),

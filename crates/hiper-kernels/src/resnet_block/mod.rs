@@ -1,15 +1,19 @@
 //! A frozen residual block, as one operator.
 
+mod cuda;
 #[cfg(test)]
 mod tests;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::conv2d::ConvFunction;
 use crate::error::check_shape;
-use crate::frozen::{FrozenFunction, cpu_slice, with_cpu_slices};
+use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
+use crate::gpu::{
+    Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_optional_view, with_views,
+};
 use crate::linear::to_vec;
 use crate::{Conv2d, GroupNorm, Linear, Memory, conv2d, group_norm, linear};
 
@@ -45,6 +49,9 @@ impl ResnetBlock {
     /// # Errors
     /// When a shape disagrees or a tensor is not `f32`.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, memory: Memory) -> Result<Tensor> {
+        check_dtype(x, Op::NAME)?;
+        self.check_devices(x)?;
+        let on_card = Card::of(x.device())?.is_some();
         let channels = self.conv1.0.channels_out;
         let mut bias = self.conv1.0.bias.clone();
         if let Some(time) = time {
@@ -52,11 +59,15 @@ impl ResnetBlock {
             let fits = matches!(time.dims(), &[b, c] if (b == 1 || b == batch) && c == channels);
             let expected = || format!("[{batch}, {channels}] or [1, {channels}]");
             check_shape(fits, Op::NAME, "time", expected, time.dims())?;
-            let time = to_vec(time)?;
-            bias = Some(match bias {
-                Some(bias) => bias.iter().cycle().zip(&time).map(|(b, t)| b + t).collect(),
-                None => time,
-            });
+            if on_card {
+                check_same_dtype(time, x, Op::NAME)?;
+            } else {
+                let time = to_vec(time)?;
+                bias = Some(match bias {
+                    Some(bias) => bias.iter().cycle().zip(&time).map(|(b, t)| b + t).collect(),
+                    None => time,
+                });
+            }
         }
         // What the convolutions and normalisations check, before anything is computed.
         let hidden = self.conv1.0.output_shape(&self.norm1.0.output_shape(x.dims())?)?;
@@ -73,9 +84,20 @@ impl ResnetBlock {
             &shortcut,
         )?;
         let keep = x.track_op() && memory == Memory::Fast;
-        let op = Op { block: self.clone(), bias, keep, hidden: OnceLock::new() };
-        let y = x.contiguous()?.apply_op1(op)?;
+        let time = time.filter(|_| on_card).cloned();
+        let block = self.clone();
+        let op = Op { block, bias, time, keep, hidden: OnceLock::new(), kept: OnceLock::new() };
+        let y = dense(x)?.apply_op1(op)?;
         if self.output_scale_factor == 1.0 { Ok(y) } else { y / self.output_scale_factor }
+    }
+}
+
+impl ResnetBlock {
+    fn check_devices(&self, x: &Tensor) -> Result<()> {
+        let Self { norm1, conv1, norm2, conv2, conv_shortcut, .. } = self;
+        [norm1, norm2].into_iter().try_for_each(|norm| check_device(norm.0.as_ref(), x))?;
+        [conv1, conv2].into_iter().try_for_each(|conv| check_device(conv.0.as_ref(), x))?;
+        conv_shortcut.iter().try_for_each(|layer| check_device(layer.0.as_ref(), x))
     }
 }
 
@@ -83,9 +105,13 @@ struct Op {
     block: ResnetBlock,
     /// The first convolution's bias with the time embedding, `[O]` or `[B, O]`.
     bias: Option<Vec<f32>>,
+    /// On a card, the time embedding, `[B, O]` or `[1, O]`.
+    time: Option<Tensor>,
     keep: bool,
     /// The first convolution's result, if it is kept for the backward pass.
     hidden: OnceLock<Vec<f32>>,
+    /// The same on a card, and the normalisations' statistics.
+    kept: OnceLock<Kept>,
 }
 
 impl Op {
@@ -95,6 +121,28 @@ impl Op {
     fn hidden(&self, x: &[f32], shape: &[usize]) -> Vec<f32> {
         let normed = group_norm::cpu::forward(&self.block.norm1.0, x, shape[0]);
         conv2d::cpu::forward(&self.block.conv1.0, &normed, shape, self.bias.as_deref(), None)
+    }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: &G::Storage, layout: &Layout) -> Result<(G::Storage, Shape)> {
+        let (x, shape) = (gpu.given(x, layout)?, layout.dims());
+        let (y, saved) = with_optional_view(gpu, self.time.as_ref(), |time| {
+            cuda::Pass { gpu, block: &self.block, shape, time }.forward(x.view())
+        })?;
+        if self.keep {
+            self.kept.get_or_init(|| Kept::new(saved));
+        }
+        Ok((gpu.storage(y)?, hidden_shape(&self.block.conv1.0, shape).to_vec().into()))
+    }
+
+    fn backward_on<G: Gpu>(&self, gpu: &G, x: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
+        let saved = self.kept.get().map(Kept::get).transpose()?;
+        let dx = with_views(gpu, [x, grad_output], |[x_view, dy]| {
+            with_optional_view(gpu, self.time.as_ref(), |time| {
+                let pass = cuda::Pass { gpu, block: &self.block, shape: x.dims(), time };
+                pass.input_gradient(x_view, saved, dy)
+            })
+        })?;
+        dx.into_tensor(gpu, x.dims())
     }
 }
 
@@ -109,6 +157,10 @@ impl CustomOp1 for Op {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        #[cfg(any(test, feature = "host-kernels"))]
+        if let Some(host) = crate::gpu::host::Host::current() {
+            return self.forward_on(&host, storage, layout);
+        }
         let (x, shape) = (cpu_slice(storage, layout)?, layout.dims());
         let ResnetBlock { norm2, conv1, conv2, conv_shortcut, .. } = &self.block;
         let hidden = self.hidden(x, shape);
@@ -124,7 +176,14 @@ impl CustomOp1 for Op {
         Ok((CpuStorage::F32(y), hidden_shape.to_vec().into()))
     }
 
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.forward_on(&Cuda::of(storage)?, storage, layout)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad_output: &Tensor) -> Result<Option<Tensor>> {
+        if let Some(card) = Card::of(x.device())? {
+            return on_card!(card, gpu => self.backward_on(&gpu, x, grad_output).map(Some));
+        }
         let shape = x.dims();
         let dx = with_cpu_slices([x, grad_output], |[x, dy]| {
             let ResnetBlock { norm1, conv1, norm2, conv2, conv_shortcut, .. } = &self.block;

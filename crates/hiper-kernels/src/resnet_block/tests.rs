@@ -1,8 +1,9 @@
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::ResnetBlock;
 use crate::cpu::isa::Isa;
-use crate::testing::{check, normals};
+use crate::gpu::host::on_host;
+use crate::testing::{CARD_DTYPES, check, check_on_card, normals, rounded};
 use crate::{
     Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Memory, Padding, conv2d, group_norm, linear,
 };
@@ -35,8 +36,20 @@ impl Weights {
         }
     }
 
+    /// As a type has them.
+    fn rounded(self, dtype: DType) -> Self {
+        let both = |pair: [Vec<f32>; 2]| pair.map(|values| rounded(dtype, &values));
+        let (convs, shortcut, time) = (self.convs.map(both), both(self.shortcut), rounded(dtype, &self.time));
+        Self { convs, shortcut, time, ..self }
+    }
+
     fn block(&self) -> Result<ResnetBlock> {
+        self.block_of(DType::F32)
+    }
+
+    fn block_of(&self, dtype: DType) -> Result<ResnetBlock> {
         let [i, o] = self.channels;
+        let matrix = |values: &[f32], shape: &[usize]| tensor(values, shape).to_dtype(dtype);
         let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
         let norm = |n: usize, c: usize| {
             let [weight, bias] = &self.norms[n];
@@ -44,10 +57,10 @@ impl Weights {
         };
         let conv = |n: usize, c: usize| {
             let [weight, bias] = &self.convs[n];
-            Conv2d::new(&tensor(weight, &[o, c, 3, 3]), Some(&tensor(bias, &[o])), config)
+            Conv2d::new(&matrix(weight, &[o, c, 3, 3])?, Some(&tensor(bias, &[o])), config)
         };
         let shortcut =
-            || Linear::new(&tensor(&self.shortcut[0], &[o, i]), Some(&tensor(&self.shortcut[1], &[o])));
+            || Linear::new(&matrix(&self.shortcut[0], &[o, i])?, Some(&tensor(&self.shortcut[1], &[o])));
         Ok(ResnetBlock {
             norm1: norm(0, i)?,
             conv1: conv(0, i)?,
@@ -136,5 +149,26 @@ fn a_picture_with_its_own_time_is_what_it_is_alone() {
         Isa::for_each(|| {
             assert_eq!(run(&x, &time), (0..batch).flat_map(&alone).collect::<Vec<_>>(), "{side}");
         });
+    }
+}
+
+#[test]
+fn matches_the_definition_on_a_card() {
+    for (channels, [b, h, w], times) in
+        [([16, 16], [1, 5, 4], 1), ([24, 16], [2, 3, 3], 2), ([6, 4], [2, 3, 3], 1)]
+    {
+        for (dtype, memory) in CARD_DTYPES.into_iter().flat_map(|d| [(d, Memory::Fast), (d, Memory::Lean)]) {
+            let weights = Weights::new(channels, times).rounded(dtype);
+            let (block, time) = on_host(|| {
+                let time = tensor(&weights.time, &[times, channels[1]]).to_dtype(dtype).unwrap();
+                (weights.block_of(dtype).unwrap(), time)
+            });
+            check_on_card(
+                dtype,
+                &[&[b, h, w, channels[0]]],
+                |x| block.forward(&x[0], Some(&time), memory),
+                |x| weights.definition(&x[0], [b, h, w]),
+            );
+        }
     }
 }

@@ -1,15 +1,19 @@
 //! A frozen transformer over the pixels of a picture, with a text as its context, as one operator.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use crate::error::{Error, check_shape};
-use crate::frozen::{FrozenFunction, cpu_slice, with_cpu_slices};
+use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
+use crate::gpu::{
+    Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_views,
+};
 use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
 /// diffusers' `Transformer2DModel`: `y = x + proj_out(blocks(proj_in(norm(x)), context))`.
@@ -72,8 +76,9 @@ impl Transformer {
         self.check(x, context)?;
         let track = [x.track_op(), context.track_op()];
         let keep = memory == Memory::Fast && (track[0] || track[1]);
-        let op = Op { transformer: self.clone(), track, keep, saved: OnceLock::new() };
-        x.contiguous()?.apply_op2(&context.contiguous()?, op)
+        let transformer = self.clone();
+        let op = Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() };
+        dense(x)?.apply_op2(&dense(context)?, op)
     }
 
     /// Checks every layer's shape, so that the computation itself cannot fail.
@@ -83,10 +88,10 @@ impl Transformer {
         let ok = context.rank() == 3 && context.dims()[0] == batch && context.dims()[1] > 0;
         check_shape(ok, Op::NAME, "context", || format!("[{batch}, T, D]"), context.dims())?;
         for tensor in [x, context] {
-            if tensor.dtype() != candle_core::DType::F32 {
-                return Err(candle_core::Error::UnsupportedDTypeForOp(tensor.dtype(), Op::NAME).bt());
-            }
+            check_dtype(tensor, Op::NAME)?;
+            check_same_dtype(tensor, x, Op::NAME)?;
         }
+        self.check_devices(x)?;
         let same = |what: &'static str, got: Vec<usize>, expected: &[usize]| {
             check_shape(got == expected, Op::NAME, what, || format!("{expected:?}"), &got)
         };
@@ -115,6 +120,20 @@ impl Transformer {
         }
         same("the result", self.proj_out.0.output_shape(&tokens)?, x.dims())
     }
+
+    fn check_devices(&self, x: &Tensor) -> Result<()> {
+        check_device(self.norm.0.as_ref(), x)?;
+        let mut layers = vec![&self.proj_in, &self.proj_out];
+        for block in &self.blocks {
+            for TransformerAttention { to_q, to_k, to_v, to_out, .. } in [&block.attn1, &block.attn2] {
+                layers.extend([to_q, to_k, to_v, to_out]);
+            }
+            layers.extend([&block.ff_in, &block.ff_out]);
+            let norms = [&block.norm1, &block.norm2, &block.norm3];
+            norms.into_iter().try_for_each(|norm| check_device(norm.0.as_ref(), x))?;
+        }
+        layers.into_iter().try_for_each(|layer| check_device(layer.0.as_ref(), x))
+    }
 }
 
 struct Op {
@@ -123,10 +142,51 @@ struct Op {
     track: [bool; 2],
     keep: bool,
     saved: OnceLock<Vec<cpu::Saved>>,
+    /// The same on a card.
+    kept: OnceLock<Kept>,
 }
 
 impl Op {
     const NAME: &'static str = "transformer";
+
+    fn forward_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        [(x, x_layout), (context, context_layout)]: [(&G::Storage, &Layout); 2],
+    ) -> Result<(G::Storage, Shape)> {
+        let (x, context) = (gpu.given(x, x_layout)?, gpu.given(context, context_layout)?);
+        let pass = self.pass(gpu, x_layout.dims(), context.view(), context_layout.dims());
+        let (y, saved) = pass.forward(x.view(), self.keep)?;
+        if let Some(saved) = saved {
+            self.kept.get_or_init(|| Kept::new(saved));
+        }
+        Ok((gpu.storage(y)?, x_layout.shape().clone()))
+    }
+
+    fn backward_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        [x, context, grad_output]: [&Tensor; 3],
+    ) -> Result<[Option<Tensor>; 2]> {
+        let saved = self.kept.get().map(Kept::get).transpose()?;
+        let (dx, dcontext) = with_views(gpu, [x, context, grad_output], |[x_view, c_view, dy]| {
+            self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, self.track)
+        })?;
+        let tensor =
+            |d: Option<Array<G>>, like: &Tensor| d.map(|d| d.into_tensor(gpu, like.dims())).transpose();
+        Ok([tensor(dx, x)?, tensor(dcontext, context)?])
+    }
+
+    fn pass<'a, G: Gpu>(
+        &'a self,
+        gpu: &'a G,
+        shape: &[usize],
+        context: View<'a, G>,
+        context_shape: &[usize],
+    ) -> cuda::Pass<'a, G> {
+        let (batch, queries, keys) = (shape[0], shape[1] * shape[2], context_shape[1]);
+        cuda::Pass { gpu, transformer: &self.transformer, batch, queries, context, keys }
+    }
 }
 
 impl CustomOp2 for Op {
@@ -141,6 +201,10 @@ impl CustomOp2 for Op {
         context: &CpuStorage,
         context_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        #[cfg(any(test, feature = "host-kernels"))]
+        if let Some(host) = crate::gpu::host::Host::current() {
+            return self.forward_on(&host, [(x, x_layout), (context, context_layout)]);
+        }
         let (x, context) = (cpu_slice(x, x_layout)?, cpu_slice(context, context_layout)?);
         let pass = cpu::Pass::new(&self.transformer, x_layout.dims(), context, context_layout.dims());
         let mut saved = Vec::new();
@@ -151,6 +215,16 @@ impl CustomOp2 for Op {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        context: &CudaStorage,
+        context_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward_on(&Cuda::of(x)?, [(x, x_layout), (context, context_layout)])
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -158,6 +232,11 @@ impl CustomOp2 for Op {
         _y: &Tensor,
         grad_output: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        if let Some(card) = Card::of(x.device())? {
+            let tensors = [x, context, grad_output];
+            let [dx, dcontext] = on_card!(card, gpu => self.backward_on(&gpu, tensors))?;
+            return Ok((dx, dcontext));
+        }
         let (dx, dcontext) = with_cpu_slices([x, context, grad_output], |[x_data, c_data, dy]| {
             let pass = cpu::Pass::new(&self.transformer, x.dims(), c_data, context.dims());
             match self.saved.get() {

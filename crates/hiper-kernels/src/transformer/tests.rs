@@ -1,113 +1,151 @@
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{Transformer, TransformerAttention, TransformerBlock};
-use crate::testing::{check, normals};
+use crate::gpu::host::on_host;
+use crate::testing::{check, check_on_card, normals, rounded};
 use crate::{AttentionConfig, AttentionMask, GroupNorm, LayerNorm, Linear, Memory};
 use crate::{attention, geglu, group_norm, layer_norm, linear};
 
-const CHANNELS: usize = 6;
-const CONTEXT: usize = 5;
-const HEADS: usize = 2;
-
-/// A fully connected layer's weights from a seed.
-fn weights(seed: u64, inputs: usize, outputs: usize) -> [Vec<f32>; 2] {
-    let scale = (inputs as f32).powf(-0.5);
-    [normals(inputs * outputs, seed).iter().map(|w| w * scale).collect(), normals(outputs, seed + 1)]
+/// The sizes of a transformer, and the type of its matrices.
+#[derive(Clone, Copy)]
+struct Sizes {
+    channels: usize,
+    context: usize,
+    heads: usize,
+    groups: usize,
+    blocks: u64,
+    dtype: DType,
 }
 
-fn layer(seed: u64, inputs: usize, outputs: usize) -> Linear {
-    let [weight, bias] = weights(seed, inputs, outputs);
-    let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
-    Linear::new(&weight, Some(&Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap())).unwrap()
-}
+const SMALL: Sizes = Sizes { channels: 6, context: 5, heads: 2, groups: 3, blocks: 1, dtype: DType::F32 };
 
-fn exact(seed: u64, x: &[f64], inputs: usize, outputs: usize) -> Vec<f64> {
-    let [weight, bias] = weights(seed, inputs, outputs);
-    linear::reference::linear(x, &weight, Some(&bias), inputs)
-}
-
-fn vector(seed: u64) -> Tensor {
-    Tensor::from_vec(normals(CHANNELS, seed), CHANNELS, &Device::Cpu).unwrap()
-}
-
-fn attention_weights(seed: u64, context: usize) -> TransformerAttention {
-    TransformerAttention {
-        to_q: layer(seed, CHANNELS, CHANNELS),
-        to_k: layer(seed + 2, context, CHANNELS),
-        to_v: layer(seed + 4, context, CHANNELS),
-        to_out: layer(seed + 6, CHANNELS, CHANNELS),
-        num_heads: HEADS,
+impl Sizes {
+    /// A fully connected layer's weights from a seed.
+    fn weights(&self, seed: u64, inputs: usize, outputs: usize) -> [Vec<f32>; 2] {
+        let scale = (inputs as f32).powf(-0.5);
+        let weight: Vec<f32> = normals(inputs * outputs, seed).iter().map(|w| w * scale).collect();
+        [rounded(self.dtype, &weight), rounded(self.dtype, &normals(outputs, seed + 1))]
     }
-}
 
-fn transformer(blocks: u64) -> Transformer {
-    let norm = |seed| LayerNorm::new(&vector(seed), &vector(seed + 1), 1e-5).unwrap();
-    let block = |i: u64| {
-        let seed = 1000 * (i + 1);
-        Arc::new(TransformerBlock {
-            norm1: norm(seed),
-            attn1: attention_weights(seed + 10, CHANNELS),
-            norm2: norm(seed + 20),
-            attn2: attention_weights(seed + 30, CONTEXT),
-            norm3: norm(seed + 40),
-            ff_in: layer(seed + 50, CHANNELS, 8 * CHANNELS),
-            ff_out: layer(seed + 60, 4 * CHANNELS, CHANNELS),
-        })
-    };
-    Transformer {
-        norm: GroupNorm::new(&vector(1), &vector(2), 3, 1e-6, None).unwrap(),
-        proj_in: layer(3, CHANNELS, CHANNELS),
-        blocks: (0..blocks).map(block).collect(),
-        proj_out: layer(5, CHANNELS, CHANNELS),
+    fn layer(&self, seed: u64, inputs: usize, outputs: usize) -> Linear {
+        let [weight, bias] = self.weights(seed, inputs, outputs);
+        let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
+        let bias = Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap();
+        Linear::new(&weight.to_dtype(self.dtype).unwrap(), Some(&bias)).unwrap()
     }
-}
 
-fn definition(x: &[f64], context: &[f64], [batch, pixels, keys]: [usize; 3], blocks: u64) -> Vec<f64> {
-    let add = |a: Vec<f64>, b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
-    let norm = |seed: u64, x: &[f64]| {
-        layer_norm::reference::layer_norm(x, &normals(CHANNELS, seed), &normals(CHANNELS, seed + 1), 1e-5)
-    };
-    let attend = |seed: u64, x: &[f64], to: &[f64], width: usize, keys: usize| {
-        let qkv = [
-            exact(seed, x, CHANNELS, CHANNELS),
-            exact(seed + 2, to, width, CHANNELS),
-            exact(seed + 4, to, width, CHANNELS),
-        ];
-        let config = AttentionConfig {
-            num_heads: HEADS,
-            softmax_scale: ((CHANNELS / HEADS) as f64).powf(-0.5),
-            mask: AttentionMask::None,
+    fn exact(&self, seed: u64, x: &[f64], inputs: usize, outputs: usize) -> Vec<f64> {
+        let [weight, bias] = self.weights(seed, inputs, outputs);
+        linear::reference::linear(x, &weight, Some(&bias), inputs)
+    }
+
+    fn vector(&self, seed: u64) -> Tensor {
+        Tensor::from_vec(normals(self.channels, seed), self.channels, &Device::Cpu).unwrap()
+    }
+
+    fn attention_weights(&self, seed: u64, context: usize) -> TransformerAttention {
+        let c = self.channels;
+        TransformerAttention {
+            to_q: self.layer(seed, c, c),
+            to_k: self.layer(seed + 2, context, c),
+            to_v: self.layer(seed + 4, context, c),
+            to_out: self.layer(seed + 6, c, c),
+            num_heads: self.heads,
+        }
+    }
+
+    fn transformer(&self) -> Transformer {
+        let c = self.channels;
+        let norm = |seed| LayerNorm::new(&self.vector(seed), &self.vector(seed + 1), 1e-5).unwrap();
+        let block = |i: u64| {
+            let seed = 1000 * (i + 1);
+            Arc::new(TransformerBlock {
+                norm1: norm(seed),
+                attn1: self.attention_weights(seed + 10, c),
+                norm2: norm(seed + 20),
+                attn2: self.attention_weights(seed + 30, self.context),
+                norm3: norm(seed + 40),
+                ff_in: self.layer(seed + 50, c, 8 * c),
+                ff_out: self.layer(seed + 60, 4 * c, c),
+            })
         };
-        let y = attention::reference::attention(&qkv, [batch, pixels, keys], &config);
-        exact(seed + 6, &y, CHANNELS, CHANNELS)
-    };
-    let (weight, bias) = (normals(CHANNELS, 1), normals(CHANNELS, 2));
-    let group_norm =
-        group_norm::reference::Norm { weight: &weight, bias: &bias, groups: 3, eps: 1e-6, silu: false };
-    let mut h = exact(3, &group_norm.forward(x, batch), CHANNELS, CHANNELS);
-    for block in 0..blocks {
-        let seed = 1000 * (block + 1);
-        let normed = norm(seed, &h);
-        h = add(attend(seed + 10, &normed, &normed, CHANNELS, pixels), &h);
-        h = add(attend(seed + 30, &norm(seed + 20, &h), context, CONTEXT, keys), &h);
-        let gates = exact(seed + 50, &norm(seed + 40, &h), CHANNELS, 8 * CHANNELS);
-        let gated = geglu::reference::geglu(&gates, 4 * CHANNELS);
-        h = add(exact(seed + 60, &gated, 4 * CHANNELS, CHANNELS), &h);
+        Transformer {
+            norm: GroupNorm::new(&self.vector(1), &self.vector(2), self.groups, 1e-6, None).unwrap(),
+            proj_in: self.layer(3, c, c),
+            blocks: (0..self.blocks).map(block).collect(),
+            proj_out: self.layer(5, c, c),
+        }
     }
-    add(exact(5, &h, CHANNELS, CHANNELS), x)
+
+    fn definition(&self, x: &[f64], context: &[f64], [batch, pixels, keys]: [usize; 3]) -> Vec<f64> {
+        let c = self.channels;
+        let add = |a: Vec<f64>, b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+        let norm = |seed: u64, x: &[f64]| {
+            layer_norm::reference::layer_norm(x, &normals(c, seed), &normals(c, seed + 1), 1e-5)
+        };
+        let attend = |seed: u64, x: &[f64], to: &[f64], width: usize, keys: usize| {
+            let qkv = [
+                self.exact(seed, x, c, c),
+                self.exact(seed + 2, to, width, c),
+                self.exact(seed + 4, to, width, c),
+            ];
+            let config = AttentionConfig {
+                num_heads: self.heads,
+                softmax_scale: ((c / self.heads) as f64).powf(-0.5),
+                mask: AttentionMask::None,
+            };
+            let y = attention::reference::attention(&qkv, [batch, pixels, keys], &config);
+            self.exact(seed + 6, &y, c, c)
+        };
+        let (weight, bias) = (normals(c, 1), normals(c, 2));
+        let groups = self.groups;
+        let group_norm =
+            group_norm::reference::Norm { weight: &weight, bias: &bias, groups, eps: 1e-6, silu: false };
+        let mut h = self.exact(3, &group_norm.forward(x, batch), c, c);
+        for block in 0..self.blocks {
+            let seed = 1000 * (block + 1);
+            let normed = norm(seed, &h);
+            h = add(attend(seed + 10, &normed, &normed, c, pixels), &h);
+            h = add(attend(seed + 30, &norm(seed + 20, &h), context, self.context, keys), &h);
+            let gates = self.exact(seed + 50, &norm(seed + 40, &h), c, 8 * c);
+            let gated = geglu::reference::geglu(&gates, 4 * c);
+            h = add(self.exact(seed + 60, &gated, 4 * c, c), &h);
+        }
+        add(self.exact(5, &h, c, c), x)
+    }
 }
 
 #[test]
 fn matches_the_definition_kept_and_computed_again() {
     for (blocks, [batch, height, width, keys]) in [(1, [1, 3, 2, 4]), (2, [2, 2, 2, 3])] {
-        let transformer = transformer(blocks);
+        let sizes = Sizes { blocks, ..SMALL };
+        let transformer = sizes.transformer();
         for memory in [Memory::Fast, Memory::Lean] {
             check(
-                &[&[batch, height, width, CHANNELS], &[batch, keys, CONTEXT]],
+                &[&[batch, height, width, sizes.channels], &[batch, keys, sizes.context]],
                 |x| transformer.forward(&x[0], &x[1], memory),
-                |x| definition(&x[0], &x[1], [batch, height * width, keys], blocks),
+                |x| sizes.definition(&x[0], &x[1], [batch, height * width, keys]),
+            );
+        }
+    }
+}
+
+#[test]
+fn matches_the_definition_on_a_card() {
+    // Queries enough for the gradients of keys to be summed over two parts of them, once.
+    for (blocks, [batch, height, width, keys], dtype) in
+        [(1, [1, 12, 11, 7], DType::F16), (2, [2, 2, 3, 5], DType::F16), (1, [2, 3, 3, 17], DType::BF16)]
+    {
+        let sizes = Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks, dtype };
+        let transformer = on_host(|| sizes.transformer());
+        for memory in [Memory::Fast, Memory::Lean] {
+            check_on_card(
+                dtype,
+                &[&[batch, height, width, sizes.channels], &[batch, keys, sizes.context]],
+                |x| transformer.forward(&x[0], &x[1], memory),
+                |x| sizes.definition(&x[0], &x[1], [batch, height * width, keys]),
             );
         }
     }
@@ -115,27 +153,54 @@ fn matches_the_definition_kept_and_computed_again() {
 
 #[test]
 fn the_gradient_to_the_context_does_not_need_one_to_the_input() {
-    let transformer = transformer(2);
-    let x = Tensor::from_vec(normals(4 * CHANNELS, 1), (1, 2, 2, CHANNELS), &Device::Cpu).unwrap();
+    let sizes = Sizes { blocks: 2, ..SMALL };
+    let (transformer, c) = (sizes.transformer(), sizes.channels);
+    let x = Tensor::from_vec(normals(4 * c, 1), (1, 2, 2, c), &Device::Cpu).unwrap();
     for memory in [Memory::Fast, Memory::Lean] {
         check(
-            &[&[1, 3, CONTEXT]],
-            |c| transformer.forward(&x, &c[0], memory),
-            |c| {
-                let x: Vec<f64> = normals(4 * CHANNELS, 1).iter().map(|&v| v as f64).collect();
-                definition(&x, &c[0], [1, 4, 3], 2)
+            &[&[1, 3, sizes.context]],
+            |context| transformer.forward(&x, &context[0], memory),
+            |context| {
+                let x: Vec<f64> = normals(4 * c, 1).iter().map(|&v| v as f64).collect();
+                sizes.definition(&x, &context[0], [1, 4, 3])
             },
         );
     }
 }
 
 #[test]
+fn a_card_computes_the_gradients_that_are_wanted() {
+    let sizes = Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks: 2, dtype: DType::F16 };
+    let transformer = on_host(|| sizes.transformer());
+    let exact = |values: &[f32]| values.iter().map(|&v| v as f64).collect::<Vec<_>>();
+    let (x_shape, c_shape) = ([1, 2, 2, 64], [1, 3, 40]);
+    let (x, context) = (rounded(sizes.dtype, &normals(256, 11)), rounded(sizes.dtype, &normals(120, 12)));
+    let tensor = |values: &[f32], shape: &[usize]| {
+        Tensor::from_slice(values, shape, &Device::Cpu).unwrap().to_dtype(sizes.dtype).unwrap()
+    };
+    check_on_card(
+        sizes.dtype,
+        &[&c_shape],
+        |c| transformer.forward(&tensor(&x, &x_shape), &c[0], Memory::Fast),
+        |c| sizes.definition(&exact(&x), &c[0], [1, 4, 3]),
+    );
+    check_on_card(
+        sizes.dtype,
+        &[&x_shape],
+        |x| transformer.forward(&x[0], &tensor(&context, &c_shape), Memory::Lean),
+        |x| sizes.definition(&x[0], &exact(&context), [1, 4, 3]),
+    );
+}
+
+#[test]
 fn wrong_shapes_are_errors() {
-    let transformer = transformer(1);
-    let x = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
-    let good = [x(&[1, 2, 2, CHANNELS]), x(&[1, 3, CONTEXT])];
+    let (transformer, channels, context) = (SMALL.transformer(), SMALL.channels, SMALL.context);
+    let x = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let good = [x(&[1, 2, 2, channels]), x(&[1, 3, context])];
     assert!(transformer.forward(&good[0], &good[1], Memory::Fast).is_ok());
     assert!(transformer.forward(&x(&[1, 2, 2, 9]), &good[1], Memory::Fast).is_err());
-    assert!(transformer.forward(&good[0], &x(&[2, 3, CONTEXT]), Memory::Fast).is_err());
+    assert!(transformer.forward(&good[0], &x(&[2, 3, context]), Memory::Fast).is_err());
     assert!(transformer.forward(&good[0], &x(&[1, 3, 4]), Memory::Fast).is_err());
+    let error = on_host(|| transformer.forward(&good[0], &good[1], Memory::Fast)).unwrap_err().to_string();
+    assert!(error.contains("same device"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Nearest-neighbour enlargement.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 
@@ -10,6 +11,7 @@ use candle_core::{Result, Tensor};
 
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
+use crate::gpu::{Array, Gpu, View};
 
 /// Nearest-neighbour resizing, as torch's `interpolate(mode="nearest")`:
 /// `y[b, r, c] = x[b, ⌊r H / H'⌋, ⌊c W / W'⌋]`.
@@ -44,12 +46,26 @@ impl FrozenFunction for UpsampleNearest {
     fn input_gradient(&self, _x: &[f32], shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
         cpu::input_gradient(shape, [self.height, self.width], grad_output)
     }
+
+    fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, shape: &[usize]) -> Result<Array<G>> {
+        cuda::forward(gpu, x, shape, [self.height, self.width])
+    }
+
+    fn input_gradient_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        _x: View<'_, G>,
+        shape: &[usize],
+        grad_output: View<'_, G>,
+    ) -> Result<Array<G>> {
+        cuda::input_gradient(gpu, shape, [self.height, self.width], grad_output)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::check;
+    use crate::testing::{CARD_DTYPES, check, check_on_card};
 
     #[test]
     fn matches_the_definition() {
@@ -61,6 +77,20 @@ mod tests {
                 |x| upsample_nearest2d(&x[0], size[0], size[1]),
                 |x| reference::upsample(&x[0], shape, size),
             );
+        }
+    }
+
+    #[test]
+    fn matches_the_definition_on_a_card() {
+        for (shape, size) in [([2, 2, 3, 8], [4, 6]), ([1, 3, 2, 5], [5, 3]), ([1, 17, 16, 16], [34, 33])] {
+            for dtype in CARD_DTYPES {
+                check_on_card(
+                    dtype,
+                    &[&shape],
+                    |x| upsample_nearest2d(&x[0], size[0], size[1]),
+                    |x| reference::upsample(&x[0], shape, size),
+                );
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod layers;
+mod precision;
 mod resnet_block_2d;
 mod sampling;
 mod timesteps;
@@ -9,6 +10,7 @@ mod transformer_2d_model;
 
 pub(crate) use attention::Attention;
 pub(crate) use layers::{Bias, conv2d, group_norm, layer_norm, linear, pointwise, projection};
+pub(crate) use precision::Precision;
 pub(crate) use resnet_block_2d::{ResnetBlock2D, ResnetConfig};
 pub(crate) use sampling::{Downsample2D, Upsample2D};
 pub(crate) use timesteps::TimestepEmbedding;

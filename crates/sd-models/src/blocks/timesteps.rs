@@ -1,6 +1,6 @@
 //! diffusers' `Timesteps` and `TimestepEmbedding`.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use hiper_kernels::{Activation, Linear, activation};
 
 use super::linear;
@@ -14,6 +14,7 @@ pub(crate) struct TimestepEmbedding {
     flip_sin_to_cos: bool,
     freq_shift: f64,
     device: candle_core::Device,
+    dtype: DType,
 }
 
 impl TimestepEmbedding {
@@ -31,14 +32,19 @@ impl TimestepEmbedding {
             flip_sin_to_cos,
             freq_shift,
             device: weights.device().clone(),
+            dtype: weights.dtype(),
         })
     }
 
-    /// A row for each timestep, `[B, 4C]`, with the activation that every residual block would apply to it.
-    pub(crate) fn forward_activated(&self, timesteps: &[f64]) -> Result<Tensor> {
+    /// A row for each timestep, `[B, C]` in `f32`.
+    pub(crate) fn rows(&self, timesteps: &[f64]) -> Result<Tensor> {
         let sinusoids = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep as f32)).collect();
-        let x = Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?;
-        let x = activation(&self.linear_1.forward(&x)?, Activation::Silu)?;
+        Ok(Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?)
+    }
+
+    /// Features of rows, `[B, 4C]`, with the activation that every residual block would apply to them.
+    pub(crate) fn forward_activated(&self, x: &Tensor) -> Result<Tensor> {
+        let x = activation(&self.linear_1.forward(&x.to_dtype(self.dtype)?)?, Activation::Silu)?;
         Ok(activation(&self.linear_2.forward(&x)?, Activation::Silu)?)
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::DType;
 use hiper_kernels::Memory;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -16,6 +17,7 @@ pub struct ModelFiles {
     name: String,
     source: Source,
     memory: Memory,
+    dtype: DType,
 }
 
 #[derive(Clone)]
@@ -98,7 +100,12 @@ impl ModelFiles {
                 "give a folder in the diffusers layout, or the ID of a model in the local Hugging Face cache";
             return Err(Error::MissingFile { file: name, remedy: remedy.into() });
         }
-        let files = Self { name, source: Source::Folder(path.to_path_buf()), memory: Memory::Fast };
+        let files = Self {
+            name,
+            source: Source::Folder(path.to_path_buf()),
+            memory: Memory::Fast,
+            dtype: DType::F32,
+        };
         match REQUIRED.iter().find(|alternatives| !alternatives.iter().any(|file| files.exists(file))) {
             Some(missing) => Err(Error::MissingFile {
                 file: files.path_of(missing[0]),
@@ -110,7 +117,7 @@ impl ModelFiles {
 
     /// A checkpoint that is part of the program: pairs of relative path and content.
     pub fn from_embedded(name: impl Into<String>, files: &'static [(&'static str, &'static [u8])]) -> Self {
-        Self { name: name.into(), source: Source::Embedded(files), memory: Memory::Fast }
+        Self { name: name.into(), source: Source::Embedded(files), memory: Memory::Fast, dtype: DType::F32 }
     }
 
     /// Finds `org/name` in a Hugging Face cache folder (`~/.cache/huggingface/hub` unless the user moved it): the revision
@@ -148,6 +155,17 @@ impl ModelFiles {
                 Err(Error::MissingFile { file, remedy })
             }
         }
+    }
+
+    /// The same files, for networks that compute in another type than `f32` where they are on a card: `f16` or `bf16`. A CPU
+    /// computes in `f32` whatever is said here. Networks take and give `f32` all the same.
+    pub fn with_dtype(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// What networks loaded from these files compute in on a card.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// The same files, for networks that save time (the default) or memory: then weights stay in the type that the file

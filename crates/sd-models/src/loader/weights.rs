@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use hiper_kernels::Memory;
+use hiper_kernels::{Memory, is_card};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -26,6 +26,7 @@ pub struct Weights {
     index: Arc<HashMap<String, usize>>,
     device: Device,
     memory: Memory,
+    dtype: DType,
     prefix: String,
 }
 
@@ -113,6 +114,7 @@ impl Weights {
             index: Arc::new(index),
             device: device.clone(),
             memory: files.memory(),
+            dtype: if is_card(device) { files.dtype() } else { DType::F32 },
             prefix: String::new(),
         })
     }
@@ -120,6 +122,11 @@ impl Weights {
     /// What the network should save: see [`ModelFiles::with_memory`].
     pub fn memory(&self) -> Memory {
         self.memory
+    }
+
+    /// What the network computes in: see [`ModelFiles::with_dtype`].
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// The tensors below `name`: `weights.pp("conv1").get("weight", ..)` is `conv1.weight`.
@@ -154,12 +161,17 @@ impl Weights {
         self.read(name, shape, Memory::Fast)
     }
 
-    /// A layer's matrix or kernels: as [`Weights::get`], but under [`Memory::Lean`] in the type that the file has.
+    /// A layer's matrix or kernels: as [`Weights::get`], but under [`Memory::Lean`] in the type that the file has, and on a card
+    /// in the type that the network computes in.
     ///
     /// # Errors
     /// As [`Weights::get`].
     pub fn get_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.read(name, shape, self.memory)
+        if !is_card(&self.device) {
+            return self.read(name, shape, self.memory);
+        }
+        // As the file has it, half as large to send; the card converts it.
+        Ok(self.read(name, shape, Memory::Lean)?.to_dtype(self.dtype)?)
     }
 
     fn read(&self, name: &str, shape: &[usize], memory: Memory) -> Result<Tensor> {

@@ -1,15 +1,17 @@
 //! diffusers' `UNet2DConditionModel`.
 
 mod config;
+mod recorded_loss;
 mod unet_2d_blocks;
 
 use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
+pub use recorded_loss::RecordedLoss;
 use unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 
-use crate::blocks::{TimestepEmbedding, conv2d, group_norm};
+use crate::blocks::{Precision, TimestepEmbedding, conv2d, group_norm};
 use crate::{Error, ModelFiles, Result, Weights};
 
 /// The network that predicts the noise in latents, given a timestep and a text embedding.
@@ -24,6 +26,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    precision: Precision,
 }
 
 impl UNet2DConditionModel {
@@ -68,6 +71,7 @@ impl UNet2DConditionModel {
                 act,
             )?,
             conv_out: conv2d(&weights.pp("conv_out"), first, config.out_channels, 1, Padding::same(1))?,
+            precision: Precision(weights.dtype()),
             config,
         })
     }
@@ -112,19 +116,32 @@ impl UNet2DConditionModel {
         encoder_hidden_states: &Tensor,
     ) -> Result<Tensor> {
         self.check(latents, timesteps, encoder_hidden_states)?;
+        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, encoder_hidden_states)
+    }
+
+    /// The same, of checked arguments; a row of sinusoids for each timestep.
+    fn forward_at(
+        &self,
+        latents: &Tensor,
+        sinusoids: &Tensor,
+        encoder_hidden_states: &Tensor,
+    ) -> Result<Tensor> {
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
-        let temb = self.time_embedding.forward_activated(timesteps)?;
+        let temb = self.time_embedding.forward_activated(sinusoids)?;
+        let context = &self.precision.enter(encoder_hidden_states)?;
+        let latents = self.precision.enter(&latents)?;
         let mut h = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?)?;
         let mut skips = vec![h.clone()];
         for block in &self.down_blocks {
-            h = block.forward(&h, &temb, encoder_hidden_states, &mut skips)?;
+            h = block.forward(&h, &temb, context, &mut skips)?;
         }
-        h = self.mid_block.forward(&h, &temb, encoder_hidden_states)?;
+        h = self.mid_block.forward(&h, &temb, context)?;
         for block in &self.up_blocks {
-            h = block.forward(&h, &temb, encoder_hidden_states, &mut skips)?;
+            h = block.forward(&h, &temb, context, &mut skips)?;
         }
         let h = self.conv_out.forward(&self.conv_norm_out.forward(&h)?)?;
+        let h = self.precision.leave(&h)?;
         Ok(h.permute((0, 3, 1, 2))?.contiguous()?)
     }
 

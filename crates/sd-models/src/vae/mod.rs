@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use hiper_kernels::Linear;
 use serde::Deserialize;
 
-use crate::blocks::pointwise;
+use crate::blocks::{Precision, pointwise};
 use crate::{Error, ModelFiles, Result, Weights};
 use coder::{Decoder, Encoder};
 
@@ -128,6 +128,7 @@ pub struct AutoencoderKl {
     quant_conv: Option<Linear>,
     post_quant_conv: Option<Linear>,
     decoder: Decoder,
+    precision: Precision,
 }
 
 impl AutoencoderKl {
@@ -147,6 +148,7 @@ impl AutoencoderKl {
             quant_conv: optional(config.use_quant_conv, "quant_conv", 2 * z)?,
             post_quant_conv: optional(config.use_post_quant_conv, "post_quant_conv", z)?,
             decoder: Decoder::load(&weights.pp("decoder"), &config)?,
+            precision: Precision(weights.dtype()),
             config,
         })
     }
@@ -170,10 +172,11 @@ impl AutoencoderKl {
                 (format!("[B, {channels}, H, W], H and W at least {factor}"), format!("{:?}", image.dims()));
             return Err(Error::Argument { argument: "image", expected, got });
         }
-        let mut moments = self.encoder.forward(&image.permute((0, 2, 3, 1))?)?;
+        let mut moments = self.encoder.forward(&self.precision.enter(image)?.permute((0, 2, 3, 1))?)?;
         if let Some(quant_conv) = &self.quant_conv {
             moments = quant_conv.forward(&moments)?;
         }
+        let moments = self.precision.leave(&moments)?;
         let halves = moments.permute((0, 3, 1, 2))?.chunk(2, 1)?;
         Ok(DiagonalGaussian {
             mean: halves[0].contiguous()?,
@@ -194,11 +197,11 @@ impl AutoencoderKl {
             let (expected, got) = (format!("[B, {channels}, h, w]"), format!("{:?}", latents.dims()));
             return Err(Error::Argument { argument: "latents", expected, got });
         }
-        let mut z = latents.permute((0, 2, 3, 1))?.contiguous()?;
+        let mut z = self.precision.enter(latents)?.permute((0, 2, 3, 1))?.contiguous()?;
         if let Some(post_quant_conv) = &self.post_quant_conv {
             z = post_quant_conv.forward(&z)?;
         }
-        Ok(self.decoder.forward(&z)?.permute((0, 3, 1, 2))?.contiguous()?)
+        Ok(self.precision.leave(&self.decoder.forward(&z)?)?.permute((0, 3, 1, 2))?.contiguous()?)
     }
 }
 

@@ -1,0 +1,223 @@
+//! An NVIDIA card, through candle's device: its stream, its memory.
+
+#[path = "cuda_device.rs"]
+mod device;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
+use half::{bf16, f16};
+
+pub(super) use device::{Recorded, device, free_memory};
+
+use super::{Argument, Array, Given, Gpu, Launch, View};
+use crate::Error;
+
+mod fatbins {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
+
+/// Dynamic shared memory that a kernel may have without asking.
+const SHARED_BYTES: u32 = 48 * 1024;
+
+/// A device of candle's, and the kernels loaded on it.
+pub(crate) struct Cuda {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    kernels: Arc<Kernels>,
+}
+
+impl Cuda {
+    pub(crate) fn new(device: &CudaDevice) -> Result<Self> {
+        Ok(Self { device: device.clone(), stream: device.cuda_stream(), kernels: Kernels::on(device)? })
+    }
+
+    /// The device that memory is on.
+    pub(crate) fn of(storage: &CudaStorage) -> Result<Self> {
+        Self::new(&storage.device)
+    }
+
+    fn alloc_of<T: CudaDType + DeviceRepr>(&self, len: usize) -> Result<CudaStorage> {
+        // SAFETY: what it holds is read by kernels alone, and each writes the whole of its results before another reads them.
+        #[allow(unsafe_code)]
+        let slice = unsafe { self.device.alloc::<T>(len)? };
+        Ok(CudaStorage::wrap_cuda_slice(slice, self.device.clone()))
+    }
+
+    fn copy_of<T: CudaDType + DeviceRepr>(&self, view: View<'_, Self>) -> Result<CudaStorage> {
+        let slice: &CudaSlice<T> = view.buffer.as_cuda_slice()?;
+        let copy = self.stream.clone_dtod(&slice.slice(view.first..view.first + view.len)).w()?;
+        Ok(CudaStorage::wrap_cuda_slice(copy, self.device.clone()))
+    }
+}
+
+impl Gpu for Cuda {
+    type Buffer = CudaStorage;
+    type Storage = CudaStorage;
+
+    fn multiprocessors(&self) -> usize {
+        self.kernels.multiprocessors
+    }
+
+    fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
+        let buffer = match dtype {
+            DType::F32 => self.alloc_of::<f32>(len)?,
+            DType::F16 => self.alloc_of::<f16>(len)?,
+            DType::BF16 => self.alloc_of::<bf16>(len)?,
+            other => return Err(candle_core::Error::UnsupportedDTypeForOp(other, "alloc").bt()),
+        };
+        Ok(Array { buffer, dtype, len })
+    }
+
+    fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
+        let ([x, y, z], threads, shared_mem_bytes) = launch.sizes()?;
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes };
+        let function = self.kernels.function(launch, shared_mem_bytes)?;
+        let values =
+            arguments.iter().map(|argument| self.value(launch, argument)).collect::<Result<Vec<_>>>()?;
+        let mut builder = self.stream.launch_builder(&function);
+        for value in &values {
+            match value {
+                Value::Pointer(address) => builder.arg(address),
+                Value::Int(n) => builder.arg(n),
+                Value::Long(n) => builder.arg(n),
+                Value::F32(x) => builder.arg(x),
+            };
+        }
+        // SAFETY: (1) number and types of the arguments are the kernel's: every launch runs in tests on the CPU, which compare
+        // them with its signature; (2) the memory is borrowed until now, and freed on the same stream, behind the kernel; (3)
+        // that a kernel stays inside its arrays is what those tests look at too.
+        #[allow(unsafe_code)]
+        unsafe { builder.launch(config) }.map_err(|error| launch.error(error))?;
+        Ok(())
+    }
+
+    fn given<'a>(&self, storage: &'a CudaStorage, layout: &Layout) -> Result<Given<'a, Self>> {
+        let Some((first, end)) = layout.contiguous_offsets() else {
+            return Err(candle_core::Error::RequiresContiguous { op: "hiper-kernels" }.bt());
+        };
+        let dtype = match &storage.slice {
+            CudaStorageSlice::F32(_) => DType::F32,
+            CudaStorageSlice::F16(_) => DType::F16,
+            CudaStorageSlice::BF16(_) => DType::BF16,
+            _ => candle_core::bail!("not a type that kernels take"),
+        };
+        Ok(Given::Here(View { buffer: storage, dtype, first, len: end - first }))
+    }
+
+    fn copy(&self, given: Given<'_, Self>) -> Result<Array<Self>> {
+        let view = given.view();
+        let buffer = match view.dtype {
+            DType::F16 => self.copy_of::<f16>(view)?,
+            DType::BF16 => self.copy_of::<bf16>(view)?,
+            _ => self.copy_of::<f32>(view)?,
+        };
+        Ok(Array { buffer, dtype: view.dtype, len: view.len })
+    }
+
+    fn storage(&self, array: Array<Self>) -> Result<CudaStorage> {
+        Ok(array.buffer)
+    }
+
+    fn storage_of(storage: &Storage) -> Option<&CudaStorage> {
+        match storage {
+            Storage::Cuda(storage) => Some(storage),
+            _ => None,
+        }
+    }
+
+    fn any_storage(storage: CudaStorage) -> Storage {
+        Storage::Cuda(storage)
+    }
+}
+
+/// What an argument's address is taken of.
+enum Value {
+    Pointer(u64),
+    Int(i32),
+    Long(i64),
+    F32(f32),
+}
+
+impl Cuda {
+    fn value(&self, launch: &Launch, argument: &Argument<'_, Self>) -> Result<Value> {
+        Ok(match *argument {
+            Argument::Pointer(view) => Value::Pointer(self.address(launch, view)?),
+            Argument::Null => Value::Pointer(0),
+            Argument::Size(n) => Value::Int(launch.int(n)?),
+            Argument::Count(n) => Value::Long(n as i64),
+            Argument::F32(x) => Value::F32(x),
+        })
+    }
+
+    fn address(&self, launch: &Launch, view: View<'_, Self>) -> Result<u64> {
+        if view.buffer.device.id() != self.device.id() {
+            return Err(Error::Device.into());
+        }
+        // The guards that come with addresses order streams by events: there is one stream.
+        let (start, len) = match &view.buffer.slice {
+            CudaStorageSlice::F32(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
+            CudaStorageSlice::F16(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
+            CudaStorageSlice::BF16(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
+            _ => return Err(launch.error("not a type that kernels take")),
+        };
+        if view.first + view.len > len {
+            return Err(launch.error(format!("numbers {}..{} of {len}", view.first, view.first + view.len)));
+        }
+        Ok(start + (view.first * view.dtype.size_in_bytes()) as u64)
+    }
+}
+
+/// The kernels of one device: modules loaded once, functions found once.
+struct Kernels {
+    modules: Vec<Arc<CudaModule>>,
+    multiprocessors: usize,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+}
+
+impl Kernels {
+    fn on(device: &CudaDevice) -> Result<Arc<Self>> {
+        static LOADED: Mutex<Vec<(DeviceId, Arc<Kernels>)>> = Mutex::new(Vec::new());
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, kernels)) = loaded.iter().find(|(id, _)| *id == device.id()) {
+            return Ok(kernels.clone());
+        }
+        let stream = device.cuda_stream();
+        let load = |&(file, fatbin): &(&str, &[u8])| {
+            stream.context().load_module(Ptx::from_binary(fatbin.to_vec())).map_err(|error| {
+                let reason = format!("not loaded: {error}");
+                candle_core::Error::from(Error::Launch { kernel: file.into(), reason })
+            })
+        };
+        let modules = fatbins::FATBINS.iter().map(load).collect::<Result<_>>()?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = stream.context().attribute(attribute).w()? as usize;
+        let kernels = Arc::new(Self { modules, multiprocessors, functions: Mutex::default() });
+        loaded.push((device.id(), kernels.clone()));
+        Ok(kernels)
+    }
+
+    fn function(&self, launch: &Launch, shared_bytes: u32) -> Result<CudaFunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&launch.name) {
+            return Ok(function.clone());
+        }
+        let found = self.modules.iter().find_map(|module| module.load_function(&launch.name).ok());
+        let function = found.ok_or_else(|| launch.error("no such kernel for this card"))?;
+        if shared_bytes > SHARED_BYTES {
+            // A kernel's shared memory is a matter of its name: it asks for the same every time.
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = launch.int(shared_bytes as usize)?;
+            function.set_attribute(attribute, bytes).map_err(|error| launch.error(error))?;
+        }
+        functions.insert(launch.name.clone(), function.clone());
+        Ok(function)
+    }
+}

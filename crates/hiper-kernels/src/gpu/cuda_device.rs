@@ -1,0 +1,75 @@
+//! Opening a card, and recording what is launched on it.
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::result::{self, DriverError};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
+};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
+use candle_core::{CudaDevice, Device, Result};
+
+use crate::Error;
+
+/// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
+pub(crate) fn device(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: everything runs on the device's only stream, in the order in which it was launched: there is nothing that
+        // events would order.
+        #[allow(unsafe_code)]
+        unsafe {
+            cuda.disable_event_tracking()
+        };
+        keep_freed_memory(cuda.cuda_stream().context()).w()?;
+    }
+    Ok(device)
+}
+
+/// Lets the driver keep freed memory for the next step, which would otherwise go back to the system whenever the host waits.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own; this attribute's value is a 64-bit number, which is read before the call returns.
+    #[allow(unsafe_code)]
+    unsafe {
+        let pool = result::device::get_mem_pool(context.cu_device())?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+    }
+}
+
+pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {
+    Some(device.cuda_stream().context().mem_get_info().ok()?.0 as u64)
+}
+
+/// A graph of launches.
+pub(crate) struct Recorded {
+    graph: CudaGraph,
+}
+
+impl Recorded {
+    pub(crate) fn new(device: &CudaDevice, computation: &dyn Fn() -> Result<()>) -> Result<Self> {
+        // What candle sends the card for a launch (shapes, strides) is kept from the first time on, and copied there the second.
+        let _kept = device.enable_cuda_graph_htod_cache();
+        computation()?;
+        let stream: Arc<CudaStream> = device.cuda_stream();
+        stream.synchronize().w()?;
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let done = computation();
+        // The capture ends whatever became of the computation.
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).w();
+        done?;
+        let nothing =
+            || Error::Launch { kernel: "a recording".into(), reason: "nothing was launched".into() };
+        Ok(Self { graph: graph?.ok_or_else(nothing)? })
+    }
+
+    pub(crate) fn run(&self) -> Result<()> {
+        self.graph.launch().w()
+    }
+}

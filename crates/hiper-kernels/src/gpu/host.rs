@@ -1,0 +1,132 @@
+//! The card of tests, for this crate's and, with the feature `host-kernels`, for those of networks: kernels run on the CPU,
+//! compiled as C++ (`kernels/host`).
+
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage};
+use half::{bf16, f16};
+
+use super::{Argument, Array, Given, Gpu, Launch, View};
+
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Stands for a card.
+pub(crate) struct Host;
+
+impl Host {
+    /// The card, on a thread whose tensors count as being on one.
+    pub(crate) fn current() -> Option<Self> {
+        ON.get().then_some(Self)
+    }
+}
+
+/// Calls `f` with this thread's tensors on the CPU counting as being on a card: the operators run kernels, forward and backward.
+///
+/// For tests: a kernel's threads take turns, some thousand times slower than a card's.
+pub fn on_host<R>(f: impl FnOnce() -> R) -> R {
+    ON.set(true);
+    let result = f();
+    ON.set(false);
+    result
+}
+
+/// Memory between guards that tests look at whenever it is read.
+pub(crate) enum HostBuffer {
+    F32(host_kernels::Buffer<f32>),
+    F16(host_kernels::Buffer<f16>),
+    BF16(host_kernels::Buffer<bf16>),
+}
+
+// SAFETY: a test's operators and tensors stay on the thread that made them.
+#[allow(unsafe_code)]
+unsafe impl Sync for HostBuffer {}
+
+impl HostBuffer {
+    fn at(&self, index: usize) -> host_kernels::Argument<'_> {
+        match self {
+            Self::F32(buffer) => buffer.at(index),
+            Self::F16(buffer) => buffer.at(index),
+            Self::BF16(buffer) => buffer.at(index),
+        }
+    }
+}
+
+impl Gpu for Host {
+    type Buffer = HostBuffer;
+    type Storage = CpuStorage;
+
+    fn multiprocessors(&self) -> usize {
+        // An H100's, so that tests launch what such a card would.
+        132
+    }
+
+    fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
+        use host_kernels::Buffer;
+        let buffer = match dtype {
+            DType::F32 => HostBuffer::F32(Buffer::unwritten(len)),
+            DType::F16 => HostBuffer::F16(Buffer::unwritten(len)),
+            DType::BF16 => HostBuffer::BF16(Buffer::unwritten(len)),
+            other => candle_core::bail!("no memory for {other:?}"),
+        };
+        Ok(Array { buffer, dtype, len })
+    }
+
+    fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
+        let ([x, y, z], threads, shared_bytes) = launch.sizes()?;
+        let arguments = arguments.iter().map(|argument| {
+            Ok(match *argument {
+                Argument::Pointer(View { buffer, first, .. }) => buffer.at(first),
+                Argument::Null => host_kernels::Argument::NULL,
+                Argument::Size(n) => launch.int(n)?.into(),
+                Argument::Count(n) => (n as i64).into(),
+                Argument::F32(x) => x.into(),
+            })
+        });
+        let arguments = arguments.collect::<Result<Vec<_>>>()?;
+        host_kernels::Launch { name: &launch.name, grid: [x, y, z], block: [threads, 1, 1], shared_bytes }
+            .run(&arguments)
+            .map_err(|error| launch.error(error))
+    }
+
+    fn given<'a>(&self, storage: &'a CpuStorage, layout: &Layout) -> Result<Given<'a, Self>> {
+        use host_kernels::Buffer;
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(candle_core::Error::RequiresContiguous { op: "hiper-kernels" }.bt());
+        };
+        let (buffer, dtype) = match storage {
+            CpuStorage::F32(x) => (HostBuffer::F32(Buffer::from_slice(&x[start..end])), DType::F32),
+            CpuStorage::F16(x) => (HostBuffer::F16(Buffer::from_slice(&x[start..end])), DType::F16),
+            CpuStorage::BF16(x) => (HostBuffer::BF16(Buffer::from_slice(&x[start..end])), DType::BF16),
+            _ => candle_core::bail!("not a type that kernels take"),
+        };
+        Ok(Given::Copied(Array { buffer, dtype, len: end - start }))
+    }
+
+    fn copy(&self, given: Given<'_, Self>) -> Result<Array<Self>> {
+        match given {
+            Given::Copied(array) => Ok(array),
+            Given::Here(_) => candle_core::bail!("nothing of candle's is here"),
+        }
+    }
+
+    fn storage(&self, array: Array<Self>) -> Result<CpuStorage> {
+        Ok(match array.buffer {
+            HostBuffer::F32(buffer) => CpuStorage::F32(buffer.to_vec()),
+            HostBuffer::F16(buffer) => CpuStorage::F16(buffer.to_vec()),
+            HostBuffer::BF16(buffer) => CpuStorage::BF16(buffer.to_vec()),
+        })
+    }
+
+    fn storage_of(storage: &Storage) -> Option<&CpuStorage> {
+        match storage {
+            Storage::Cpu(storage) => Some(storage),
+            _ => None,
+        }
+    }
+
+    fn any_storage(storage: CpuStorage) -> Storage {
+        Storage::Cpu(storage)
+    }
+}

@@ -1,0 +1,309 @@
+//! Products with a frozen weight, `kernels/product.cu`: fully connected layers, convolutions, and the gradients to their inputs.
+
+use candle_core::{DType, Result};
+
+use super::{Argument, Array, Gpu, Launch, View, type_name};
+
+/// A convolution's sizes; a fully connected layer is one of a picture of a single row, with a kernel of one pixel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub images: usize,
+    /// Height and width.
+    pub input: [usize; 2],
+    pub output: [usize; 2],
+    /// Channels.
+    pub inputs: usize,
+    pub outputs: usize,
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    /// Rows of zeros above, columns to the left; below and to the right as many as the output reads.
+    pub padding: [usize; 2],
+}
+
+impl Geometry {
+    /// A fully connected layer.
+    pub(crate) fn linear(rows: usize, inputs: usize, outputs: usize) -> Self {
+        let size = [1, rows];
+        Self {
+            images: 1,
+            input: size,
+            output: size,
+            inputs,
+            outputs,
+            kernel: [1, 1],
+            stride: 1,
+            padding: [0, 0],
+        }
+    }
+}
+
+/// A layer's weights on a card.
+pub(crate) struct Layer<G: Gpu> {
+    /// `[O, KH, KW, I]`.
+    pub weight: Array<G>,
+    /// `[O]`.
+    pub bias: Option<Array<G>>,
+}
+
+/// What is added to a product while it is in registers.
+pub(crate) struct Added<'a, G: Gpu> {
+    /// A row for each image, `[images, O]`, or one for all, `[O]`, beside the layer's bias.
+    pub image_bias: Option<View<'a, G>>,
+    /// As the result.
+    pub residual: Option<View<'a, G>>,
+}
+
+/// Rows of channels, and the numbers from one to the next.
+pub(crate) struct Rows<'a, G: Gpu> {
+    pub view: View<'a, G>,
+    pub stride: usize,
+}
+
+impl<'a, G: Gpu> Rows<'a, G> {
+    pub(crate) fn new(view: View<'a, G>, stride: usize) -> Self {
+        Self { view, stride }
+    }
+
+    /// Whether each row begins where eight numbers can be read at once.
+    fn in_eights(&self) -> bool {
+        self.view.first.is_multiple_of(8) && self.stride.is_multiple_of(8)
+    }
+}
+
+impl<G: Gpu> Clone for Rows<'_, G> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<G: Gpu> Copy for Rows<'_, G> {}
+
+/// `y = conv(x) + bias (+ image_bias) (+ residual)`.
+pub(crate) fn forward<G: Gpu>(
+    gpu: &G,
+    geometry: &Geometry,
+    layer: &Layer<G>,
+    x: View<'_, G>,
+    added: &Added<'_, G>,
+) -> Result<Array<G>> {
+    let Geometry { images, output, inputs, outputs, .. } = *geometry;
+    let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
+    let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
+    let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
+    call.run(gpu, to, from, layer.rows(geometry), layer.bias.as_ref().map(Array::view), added)?;
+    Ok(y)
+}
+
+/// `dx = convᵀ(dy) (+ residual)`.
+pub(crate) fn input_gradient<G: Gpu>(
+    gpu: &G,
+    geometry: &Geometry,
+    layer: &Layer<G>,
+    grad_output: Rows<'_, G>,
+    residual: Option<View<'_, G>>,
+) -> Result<Array<G>> {
+    let Geometry { images, input, inputs, .. } = *geometry;
+    let dtype = grad_output.view.dtype;
+    let dx = gpu.alloc(dtype, images * input[0] * input[1] * inputs)?;
+    let call = Call { direction: Direction::Gradient, geometry, dtype, scale: 1.0 };
+    let added = Added { image_bias: None, residual };
+    call.run(gpu, Rows::new(dx.view(), inputs), grad_output, layer.rows(geometry), None, &added)?;
+    Ok(dx)
+}
+
+/// `to = scale · a bᵀ` of matrices `[m, depth]` and `[n, depth]`.
+pub(crate) fn by_rows<G: Gpu>(
+    gpu: &G,
+    to: Rows<'_, G>,
+    [a, b]: [Rows<'_, G>; 2],
+    [m, n, depth]: [usize; 3],
+    scale: f32,
+) -> Result<()> {
+    let geometry = &Geometry::linear(m, depth, n);
+    let call = Call { direction: Direction::Forward, geometry, dtype: a.view.dtype, scale };
+    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+}
+
+/// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
+pub(crate) fn by_columns<G: Gpu>(
+    gpu: &G,
+    to: Rows<'_, G>,
+    [a, b]: [Rows<'_, G>; 2],
+    [m, n, depth]: [usize; 3],
+) -> Result<()> {
+    let geometry = &Geometry::linear(m, n, depth);
+    let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
+    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+}
+
+impl<G: Gpu> Layer<G> {
+    fn rows(&self, geometry: &Geometry) -> Rows<'_, G> {
+        Rows::new(self.weight.view(), geometry.kernel[0] * geometry.kernel[1] * geometry.inputs)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Direction {
+    Forward,
+    Gradient,
+}
+
+/// A kernel: what it is called behind direction and type, the results of a block, its shared memory in either direction.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    suffix: &'static str,
+    rows: usize,
+    columns: usize,
+    shared_bytes: [usize; 2],
+    /// Clocks of a step.
+    clocks: usize,
+}
+
+const THREADS: usize = 128;
+
+const TILES: [Tile; 3] = [
+    Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], clocks: 830 },
+    Tile { suffix: "_64x160", rows: 64, columns: 160, shared_bytes: [87_552, 90_624], clocks: 670 },
+    Tile { suffix: "_64x64", rows: 64, columns: 64, shared_bytes: [50_688, 53_760], clocks: 400 },
+];
+
+/// For numbers of channels that are no eights, and for `f32`.
+const PLAIN: Tile = Tile { suffix: "", rows: 64, columns: 64, shared_bytes: [10_240; 2], clocks: 4000 };
+
+/// Channels of a step.
+const DEPTH: usize = 64;
+
+/// Steps of a split at least: fewer would not hide the way from memory.
+const MIN_STEPS: usize = 4;
+const MAX_SPLITS: usize = 16;
+
+struct Call<'a> {
+    direction: Direction,
+    geometry: &'a Geometry,
+    dtype: DType,
+    /// Of the product, before anything is added.
+    scale: f32,
+}
+
+impl Call<'_> {
+    fn run<G: Gpu>(
+        &self,
+        gpu: &G,
+        to: Rows<'_, G>,
+        from: Rows<'_, G>,
+        weight: Rows<'_, G>,
+        bias: Option<View<'_, G>>,
+        added: &Added<'_, G>,
+    ) -> Result<()> {
+        if weight.view.dtype != self.dtype {
+            let (lhs, rhs) = (self.dtype, weight.view.dtype);
+            return Err(candle_core::Error::DTypeMismatchBinaryOp { lhs, rhs, op: "a product" }.bt());
+        }
+        let Geometry { images, kernel, stride, padding, .. } = *self.geometry;
+        let (result, source, n, channels) = self.sides();
+        let pixels = images * result[0] * result[1];
+        let in_eights = from.in_eights() && weight.in_eights();
+        let (tile, splits) = self.plan(gpu.multiprocessors(), in_eights);
+
+        let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
+        let partial = partial.transpose()?;
+        let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
+        let upsample = 1;
+        let pointers: [Argument<'_, G>; 7] = [
+            to.view.into(),
+            partial.as_ref().into(),
+            from.view.into(),
+            weight.view.into(),
+            bias.into(),
+            added.image_bias.into(),
+            added.residual.into(),
+        ];
+        let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
+        let window = [kernel[0], kernel[1], stride, upsample, padding[0], padding[1]].map(Argument::from);
+        let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
+        let activation = 0usize;
+        let rest = [self.scale.into(), activation.into(), splits.into()];
+        let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
+
+        let (verb, phases) = match self.direction {
+            Direction::Forward => ("forward", 1),
+            Direction::Gradient => ("gradient", stride * stride),
+        };
+        let name = format!("product_{verb}_{}{}", type_name(self.dtype), tile.suffix);
+        let grid = [self.blocks(tile), 1, phases * splits];
+        let shared_bytes = tile.shared_bytes[self.direction as usize];
+        gpu.launch(&Launch { name, grid, threads: THREADS, shared_bytes }, &arguments)?;
+        if splits > 1 {
+            let name = format!("product_sum_{}", type_name(self.dtype));
+            let grid = [(pixels * n.div_ceil(8)).div_ceil(THREADS), 1, 1];
+            gpu.launch(&Launch { name, grid, threads: THREADS, shared_bytes: 0 }, &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Sizes of the result and of what is gathered, and their channels.
+    fn sides(&self) -> ([usize; 2], [usize; 2], usize, usize) {
+        let Geometry { input, output, inputs, outputs, .. } = *self.geometry;
+        match self.direction {
+            Direction::Forward => (output, input, outputs, inputs),
+            Direction::Gradient => (input, output, inputs, outputs),
+        }
+    }
+
+    /// Blocks of a phase: the gradient of a stride s has s² of them, each with the pixels that lie s apart.
+    fn blocks(&self, tile: Tile) -> usize {
+        let (result, _, n, _) = self.sides();
+        let step = if self.direction == Direction::Gradient { self.geometry.stride } else { 1 };
+        let rows = self.geometry.images * result[0].div_ceil(step) * result[1].div_ceil(step);
+        rows.div_ceil(tile.rows) * n.div_ceil(tile.columns)
+    }
+
+    /// The kernel, and into how many parts it splits the depth: what takes the fewest clocks by the estimate in the kernels'
+    /// source, where blocks go in waves over the multiprocessors and the splits' sums through memory.
+    fn plan(&self, multiprocessors: usize, in_eights: bool) -> (Tile, usize) {
+        /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
+        const BLOCK: usize = 2000;
+        const SUM: usize = 5000;
+        const BYTES: usize = 1700;
+        let Geometry { images, inputs, kernel, .. } = *self.geometry;
+        let (result, _, n, channels) = self.sides();
+        let forward = self.direction == Direction::Forward;
+        let widths = [channels, inputs, if forward { 8 } else { n }];
+        let in_eights = in_eights && widths.iter().all(|width| width.is_multiple_of(8));
+        let tensor_cores = self.dtype != DType::F32 && in_eights;
+        let tiles = if tensor_cores { TILES.as_slice() } else { &[PLAIN] };
+        let phases = if forward { 1 } else { self.geometry.stride * self.geometry.stride };
+        let steps = (kernel[0] * kernel[1]).div_ceil(phases) * channels.div_ceil(DEPTH);
+        let results = images * result[0] * result[1] * n;
+        let clocks = |&(tile, splits): &(Tile, usize)| {
+            let waves = (self.blocks(tile) * phases * splits).div_ceil(multiprocessors);
+            let sum = if splits > 1 { SUM + splits * results * 8 / BYTES } else { 0 };
+            waves * (steps.div_ceil(splits) * tile.clocks + BLOCK) + sum
+        };
+        let splits = (1..=MAX_SPLITS).filter(|&splits| splits == 1 || steps >= splits * MIN_STEPS);
+        let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
+        choices.min_by_key(clocks).unwrap_or((PLAIN, 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_is_that_of_the_kernels_table() {
+        let plan = |geometry: &Geometry| {
+            let (tile, splits) =
+                Call { direction: Direction::Forward, geometry, dtype: DType::F16, scale: 1.0 }
+                    .plan(132, true);
+            (tile.suffix, splits)
+        };
+        let conv = |geometry: Geometry| Geometry { kernel: [3, 3], padding: [1, 1], ..geometry };
+        assert_eq!(plan(&Geometry::linear(4096, 320, 2560)), ("_128x128", 1));
+        assert_eq!(plan(&Geometry::linear(4096, 320, 320)), ("_64x160", 1));
+        assert_eq!(plan(&Geometry::linear(256, 5120, 1280)), ("_64x160", 4));
+        assert_eq!(plan(&conv(Geometry::linear(256, 1280, 1280))), ("_128x128", 6));
+        assert_eq!(plan(&conv(Geometry::linear(64, 1280, 1280))), ("_64x160", 15));
+        assert_eq!(plan(&Geometry::linear(4096, 4, 320)).0, "");
+    }
+}

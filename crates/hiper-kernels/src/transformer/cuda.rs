@@ -1,0 +1,241 @@
+//! Forward and backward of a transformer on a card, layer by layer, as in `cpu.rs`. Sums ride on the product before them, those
+//! of gradients on the normalisation's; the few keys of the context get their gradients from blocks that share the queries.
+
+use candle_core::Result;
+
+use super::{Transformer, TransformerAttention, TransformerBlock};
+use crate::attention::cuda::{self as attention, Saved as SavedScores};
+use crate::attention::{AttentionMask, AttentionShape};
+use crate::gpu::{Array, Gpu, View, cast};
+use crate::{geglu, group_norm, layer_norm, linear};
+
+/// One application of a transformer: its sizes and its context.
+pub(super) struct Pass<'a, G: Gpu> {
+    pub gpu: &'a G,
+    pub transformer: &'a Transformer,
+    pub batch: usize,
+    /// Pixels of a picture.
+    pub queries: usize,
+    pub context: View<'a, G>,
+    /// Tokens of a context.
+    pub keys: usize,
+}
+
+/// What the backward pass needs.
+pub(super) struct Saved<G: Gpu> {
+    /// Of the group normalisation.
+    statistics: Array<G>,
+    blocks: Vec<SavedBlock<G>>,
+}
+
+/// What a block's backward pass needs.
+struct SavedBlock<G: Gpu> {
+    /// The block's input.
+    x: Array<G>,
+    attn1: SavedAttention<G>,
+    /// After self-attention.
+    x1: Array<G>,
+    attn2: SavedAttention<G>,
+    /// After cross-attention.
+    x2: Array<G>,
+    /// The two halves of the GEGLU.
+    gates: Array<G>,
+}
+
+/// What an attention's backward pass needs.
+struct SavedAttention<G: Gpu> {
+    q: Array<G>,
+    k: Array<G>,
+    v: Array<G>,
+    y: Array<G>,
+    log_sum_exp: Option<Array<G>>,
+}
+
+impl<G: Gpu> SavedAttention<G> {
+    fn views(&self) -> Result<SavedScores<'_, G>> {
+        let Some(log_sum_exp) = &self.log_sum_exp else {
+            candle_core::bail!("transformer: backward of a pass that kept nothing")
+        };
+        let Self { q, k, v, y, .. } = self;
+        let log_sum_exp = log_sum_exp.view();
+        Ok(SavedScores { q: q.view(), k: k.view(), v: v.view(), y: y.view(), log_sum_exp })
+    }
+}
+
+/// Gradients to `x` and to the context, where they are wanted.
+pub(super) type Gradients<G> = (Option<Array<G>>, Option<Array<G>>);
+
+impl<G: Gpu> Pass<'_, G> {
+    /// `keep`: whether to return what the backward pass needs.
+    pub(super) fn forward(&self, x: View<'_, G>, keep: bool) -> Result<(Array<G>, Option<Saved<G>>)> {
+        let (tokens, saved) = self.blocks(x, keep)?;
+        let y = linear::cuda::forward(self.gpu, &self.transformer.proj_out.0, tokens.view(), Some(x))?;
+        Ok((y, keep.then_some(saved)))
+    }
+
+    /// What goes into `proj_out`, and, if they are to be kept, each block's intermediate results.
+    fn blocks(&self, x: View<'_, G>, keep: bool) -> Result<(Array<G>, Saved<G>)> {
+        let Transformer { norm, proj_in, blocks, .. } = self.transformer;
+        let (normed, statistics) = group_norm::cuda::forward(self.gpu, &norm.0, x, self.batch)?;
+        let mut tokens = linear::cuda::forward(self.gpu, &proj_in.0, normed.view(), None)?;
+        drop(normed);
+        let mut saved = Vec::new();
+        for block in blocks {
+            let (next, results) = self.block(block, tokens, keep)?;
+            tokens = next;
+            if keep {
+                saved.push(results);
+            }
+        }
+        Ok((tokens, Saved { statistics, blocks: saved }))
+    }
+
+    fn block(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<(Array<G>, SavedBlock<G>)> {
+        let gpu = self.gpu;
+        let normed = layer_norm::cuda::forward(gpu, &block.norm1.0, x.view())?;
+        let attn1 = self.attend(&block.attn1, normed.view(), normed.view(), self.queries, keep)?;
+        let x1 = linear::cuda::forward(gpu, &block.attn1.to_out.0, attn1.y.view(), Some(x.view()))?;
+        let normed = layer_norm::cuda::forward(gpu, &block.norm2.0, x1.view())?;
+        let attn2 = self.attend(&block.attn2, normed.view(), self.context, self.keys, keep)?;
+        let x2 = linear::cuda::forward(gpu, &block.attn2.to_out.0, attn2.y.view(), Some(x1.view()))?;
+        let normed = layer_norm::cuda::forward(gpu, &block.norm3.0, x2.view())?;
+        let gates = linear::cuda::forward(gpu, &block.ff_in.0, normed.view(), None)?;
+        drop(normed);
+        let gated = geglu::cuda::forward(gpu, gates.view(), block.ff_out.0.in_features)?;
+        let y = linear::cuda::forward(gpu, &block.ff_out.0, gated.view(), Some(x2.view()))?;
+        Ok((y, SavedBlock { x, attn1, x1, attn2, x2, gates }))
+    }
+
+    fn attend(
+        &self,
+        weights: &TransformerAttention,
+        x: View<'_, G>,
+        to: View<'_, G>,
+        keys: usize,
+        keep: bool,
+    ) -> Result<SavedAttention<G>> {
+        let q = linear::cuda::forward(self.gpu, &weights.to_q.0, x, None)?;
+        let k = linear::cuda::forward(self.gpu, &weights.to_k.0, to, None)?;
+        let v = linear::cuda::forward(self.gpu, &weights.to_v.0, to, None)?;
+        let inputs = [q.view(), k.view(), v.view()];
+        let (y, log_sum_exp) = attention::forward(self.gpu, &self.shape(weights, keys), inputs, keep)?;
+        Ok(SavedAttention { q, k, v, y, log_sum_exp })
+    }
+
+    fn shape(&self, weights: &TransformerAttention, keys: usize) -> AttentionShape {
+        let head_dim = weights.to_q.0.out_features / weights.num_heads;
+        AttentionShape {
+            batch: self.batch,
+            queries: self.queries,
+            keys,
+            num_heads: weights.num_heads,
+            head_dim,
+            softmax_scale: (head_dim as f32).powf(-0.5),
+            mask: AttentionMask::None,
+        }
+    }
+
+    /// `saved`: computed again if it was not kept; `wanted`: whether the input and the context need a gradient.
+    pub(super) fn backward(
+        &self,
+        x: View<'_, G>,
+        saved: Option<&Saved<G>>,
+        dy: View<'_, G>,
+        wanted: [bool; 2],
+    ) -> Result<Gradients<G>> {
+        let recomputed;
+        let saved = match saved {
+            Some(saved) => saved,
+            None => {
+                recomputed = self.blocks(x, true)?.1;
+                &recomputed
+            }
+        };
+        let Transformer { norm, proj_in, blocks, proj_out } = self.transformer;
+        let mut dcontext = None;
+        let mut d = linear::cuda::input_gradient(self.gpu, &proj_out.0, dy, None)?;
+        for (i, (block, saved)) in blocks.iter().zip(&saved.blocks).enumerate().rev() {
+            let wants_dx = wanted[0] || i > 0;
+            let (dx, dc) = self.block_backward(block, saved, d.view(), dcontext, [wants_dx, wanted[1]])?;
+            dcontext = dc;
+            match dx {
+                Some(dx) => d = dx,
+                None => return Ok((None, dcontext)),
+            }
+        }
+        let d = linear::cuda::input_gradient(self.gpu, &proj_in.0, d.view(), None)?;
+        let inputs = [x, saved.statistics.view()];
+        let dx = group_norm::cuda::input_gradient(self.gpu, &norm.0, inputs, self.batch, d.view(), Some(dy))?;
+        Ok((Some(dx), dcontext))
+    }
+
+    /// The gradient to the block's input, if it is wanted, and that to the context, added to `dcontext`.
+    fn block_backward(
+        &self,
+        block: &TransformerBlock,
+        saved: &SavedBlock<G>,
+        dy: View<'_, G>,
+        dcontext: Option<Array<G>>,
+        [wants_dx, wants_dcontext]: [bool; 2],
+    ) -> Result<Gradients<G>> {
+        let gpu = self.gpu;
+        let d = linear::cuda::input_gradient(gpu, &block.ff_out.0, dy, None)?;
+        let d = geglu::cuda::input_gradient(gpu, saved.gates.view(), block.ff_out.0.in_features, d.view())?;
+        let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
+        let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
+
+        let (shape, scores) = (self.shape(&block.attn2, self.keys), saved.attn2.views()?);
+        let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
+        let (dq, delta) = attention::query_gradient(gpu, &shape, &scores, d.view())?;
+        let dcontext = if wants_dcontext {
+            let both = attention::tail_gradients(gpu, &shape, &scores, d.view(), delta.view(), self.keys)?;
+            Some(self.context_gradient(&block.attn2, both, dcontext.as_ref().map(Array::view))?)
+        } else {
+            None
+        };
+        if !wants_dx {
+            return Ok((None, dcontext));
+        }
+        drop((d, delta));
+        let d = linear::cuda::input_gradient(gpu, &block.attn2.to_q.0, dq.view(), None)?;
+        let (x1, around) = (saved.x1.view(), Some(dx2.view()));
+        let dx1 = layer_norm::cuda::input_gradient(gpu, &block.norm2.0, x1, d.view(), around)?;
+        drop((dx2, dq));
+
+        let (shape, scores) = (self.shape(&block.attn1, self.queries), saved.attn1.views()?);
+        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_out.0, dx1.view(), None)?;
+        let [dq, dk, dv] = attention::input_gradients(gpu, &shape, &scores, d.view())?;
+        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_q.0, dq.view(), None)?;
+        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_k.0, dk.view(), Some(d.view()))?;
+        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_v.0, dv.view(), Some(d.view()))?;
+        let (x, around) = (saved.x.view(), Some(dx1.view()));
+        let dx = layer_norm::cuda::input_gradient(gpu, &block.norm1.0, x, d.view(), around)?;
+        Ok((Some(dx), dcontext))
+    }
+
+    /// From the gradients of keys and values, `[B, T, 2·H·D]` in `f32`, and of the blocks behind.
+    fn context_gradient(
+        &self,
+        weights: &TransformerAttention,
+        both: Array<G>,
+        before: Option<View<'_, G>>,
+    ) -> Result<Array<G>> {
+        let both = cast(self.gpu, both, self.context.dtype)?;
+        let width = weights.to_k.0.out_features;
+        let of_k = linear::cuda::input_gradient_of_columns(
+            self.gpu,
+            &weights.to_k.0,
+            both.view(),
+            [0, 2 * width],
+            before,
+        )?;
+        let columns = [width, 2 * width];
+        linear::cuda::input_gradient_of_columns(
+            self.gpu,
+            &weights.to_v.0,
+            both.view(),
+            columns,
+            Some(of_k.view()),
+        )
+    }
+}

@@ -1,0 +1,404 @@
+//! The kernels that compute number by number, and those that move numbers, against definitions in f64.
+
+mod common;
+
+use common::{Storage, Uniform, assert_close, values};
+use half::{bf16, f16};
+use host_kernels::{Argument, Buffer, Launch, LaunchError};
+
+/// Around what a thread, a warp and a block take.
+const COUNTS: [usize; 9] = [1, 7, 8, 9, 257, 2047, 2048, 2049, 4099];
+/// Around a block's rows and numbers, multiples of 8 and others.
+const WIDTHS: [usize; 6] = [1, 8, 9, 31, 320, 2056];
+/// Roundings of f32 in a row, at most; exp and erf err by a few units.
+const ROUNDINGS: f64 = 24.0 * f32::EPSILON as f64;
+
+fn launch(name: &str, grid: [usize; 3], arguments: &[Argument<'_>]) -> Result<(), LaunchError> {
+    let grid = grid.map(|blocks| blocks as u32);
+    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0 }.run(arguments)
+}
+
+/// Blocks of a kernel whose threads take N numbers of rows with such widths.
+fn blocks(rows: usize, width: usize, widths: &[usize]) -> [usize; 3] {
+    let n = if widths.iter().all(|width| width.is_multiple_of(8)) { 8 } else { 1 };
+    [(rows * width / n).div_ceil(256), 1, 1]
+}
+
+/// Half a unit of the type at `value`.
+fn rounded<T: Storage>(value: f64) -> f64 {
+    T::EPSILON / 2.0 * value.abs().max(T::SMALLEST)
+}
+
+/// Calls a generic function for each storage type.
+macro_rules! for_all_types {
+    ($function:ident) => {{
+        $function::<f32>()?;
+        $function::<f16>()?;
+        $function::<bf16>()
+    }};
+}
+
+/// Φ(x) = ½ + φ(x) (x + x³/3 + x⁵/15 + …) (Abramowitz & Stegun 26.2.11).
+fn normal_cdf(x: f64) -> f64 {
+    let (mut term, mut sum, mut k) = (x, x, 1.0);
+    while term.abs() > 1e-18 * sum.abs() {
+        k += 2.0;
+        term *= x * x / k;
+        sum += term;
+    }
+    0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
+}
+
+fn gelu(x: f64) -> f64 {
+    x * normal_cdf(x)
+}
+
+fn gelu_derivative(x: f64) -> f64 {
+    normal_cdf(x) + x * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
+}
+
+fn swish(x: f64, k: f64) -> f64 {
+    x / (1.0 + (-k * x).exp())
+}
+
+fn swish_derivative(x: f64, k: f64) -> f64 {
+    let s = 1.0 / (1.0 + (-k * x).exp());
+    s * (1.0 + k * x * (1.0 - s))
+}
+
+type Function = fn(f64) -> f64;
+/// Name, definition, derivative.
+const ACTIVATIONS: [(&str, Function, Function); 3] = [
+    ("silu", |x| swish(x, 1.0), |x| swish_derivative(x, 1.0)),
+    ("gelu", gelu, gelu_derivative),
+    ("quick_gelu", |x| swish(x, 1.702), |x| swish_derivative(x, 1.702)),
+];
+
+fn activations<T: Storage>() -> Result<(), LaunchError> {
+    for (name, function, derivative) in ACTIVATIONS {
+        for count in COUNTS {
+            let mut random = Uniform(count as u64);
+            let x: Vec<T> = (0..count).map(|_| T::round(6.0 * random.next())).collect();
+            let d_y: Vec<T> = random.numbers(count);
+            let (y, d_x) = (Buffer::<T>::unwritten(count), Buffer::<T>::unwritten(count));
+            let (given, d_y_given) = (Buffer::from_slice(&x), Buffer::from_slice(&d_y));
+            let (grid, count_given) = ([count.div_ceil(2048), 1, 1], Argument::from(count as i64));
+            let kernel = format!("{name}_{}", T::NAME);
+            launch(&kernel, grid, &[(&y).into(), (&given).into(), count_given])?;
+            let gradient = format!("{name}_gradient_{}", T::NAME);
+            launch(&gradient, grid, &[(&d_x).into(), (&d_y_given).into(), (&given).into(), count_given])?;
+
+            let expected: Vec<f64> = values(&x).into_iter().map(function).collect();
+            assert_close(&kernel, &values(&y.to_vec()), &expected, |i| {
+                rounded::<T>(expected[i]) + ROUNDINGS * x[i].value().abs()
+            });
+            let expected: Vec<f64> =
+                x.iter().zip(&d_y).map(|(x, d_y)| d_y.value() * derivative(x.value())).collect();
+            // The factors of x in a derivative err by its size.
+            assert_close(&gradient, &values(&d_x.to_vec()), &expected, |i| {
+                rounded::<T>(expected[i]) + ROUNDINGS * (1.0 + x[i].value().abs())
+            });
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn activations_are_their_definitions() -> Result<(), LaunchError> {
+    for_all_types!(activations)
+}
+
+#[test]
+fn derivatives_are_those_of_differences() {
+    const STEP: f64 = 1e-5;
+    for (name, function, derivative) in ACTIVATIONS {
+        let x: Vec<f64> = (-30..=30).map(|i| f64::from(i) / 5.0).collect();
+        let expected: Vec<f64> =
+            x.iter().map(|x| (function(x + STEP) - function(x - STEP)) / (2.0 * STEP)).collect();
+        let got: Vec<f64> = x.into_iter().map(derivative).collect();
+        // 16 digits of numbers up to 6, of which the step costs 5; third derivatives are about 1.
+        assert_close(name, &got, &expected, |_| 1e-9);
+    }
+}
+
+#[test]
+fn activations_far_from_zero_are_their_limits() -> Result<(), LaunchError> {
+    let x = [-1e30f32, -1000.0, -100.0, -88.0, 100.0, 1e30];
+    for (name, ..) in ACTIVATIONS {
+        let (y, given) = (Buffer::<f32>::unwritten(x.len()), Buffer::from_slice(&x));
+        let count = Argument::from(x.len() as i64);
+        launch(&format!("{name}_f32"), [1, 1, 1], &[(&y).into(), (&given).into(), count])?;
+        let expected: Vec<f64> = x.iter().map(|&x| f64::from(x.max(0.0))).collect();
+        assert_close(name, &values(&y.to_vec()), &expected, |_| 1e-30);
+        let ones = Buffer::from_slice(&[1f32; 6]);
+        let arguments = [(&y).into(), (&ones).into(), (&given).into(), count];
+        launch(&format!("{name}_gradient_f32"), [1, 1, 1], &arguments)?;
+        let expected: Vec<f64> = x.iter().map(|&x| f64::from(u8::from(x > 0.0))).collect();
+        assert_close(name, &values(&y.to_vec()), &expected, |_| 1e-30);
+    }
+    Ok(())
+}
+
+fn sums<T: Storage>() -> Result<(), LaunchError> {
+    const SCALE: f32 = 7.5;
+    for count in COUNTS {
+        let mut random = Uniform(count as u64);
+        let [a, b]: [Vec<T>; 2] = [(); 2].map(|()| random.numbers(count));
+        let (sum, combined) = (Buffer::<T>::unwritten(count), Buffer::<f32>::unwritten(count));
+        let (left, right) = (Buffer::from_slice(&a), Buffer::from_slice(&b));
+        let grid = [count.div_ceil(2048), 1, 1];
+        let arguments = [(&sum).into(), (&left).into(), (&right).into(), (count as i64).into()];
+        launch(&format!("add_{}", T::NAME), grid, &arguments)?;
+        let arguments =
+            [(&combined).into(), (&left).into(), (&right).into(), (count as i64).into(), SCALE.into()];
+        launch(&format!("guidance_{}", T::NAME), grid, &arguments)?;
+
+        let (a, b) = (values(&a), values(&b));
+        let expected: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+        let twice = |i: usize| rounded::<T>(expected[i]) + ROUNDINGS;
+        assert_close("sum", &values(&sum.to_vec()), &expected, twice);
+        let expected: Vec<f64> = a.iter().zip(&b).map(|(u, c)| u + f64::from(SCALE) * (c - u)).collect();
+        assert_close("guidance", &values(&combined.to_vec()), &expected, |_| {
+            ROUNDINGS * f64::from(SCALE) * 2.0
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn sums_and_guidance_are_their_definitions() -> Result<(), LaunchError> {
+    for_all_types!(sums)
+}
+
+#[test]
+fn a_samplers_step_combines_three() -> Result<(), LaunchError> {
+    const FACTORS: [f32; 3] = [0.5, -1.25, 3.0];
+    for count in COUNTS {
+        let mut random = Uniform(count as u64);
+        let given: [Vec<f32>; 3] = [(); 3].map(|()| random.numbers(count));
+        let [x, y, z] = [0, 1, 2].map(|i| Buffer::from_slice(&given[i]));
+        let [a, b, c] = FACTORS.map(Argument::from);
+        // The result lies where an operand lay.
+        let arguments = [(&x).into(), (&x).into(), (&y).into(), (&z).into(), (count as i64).into(), a, b, c];
+        launch("combine_f32", [count.div_ceil(2048), 1, 1], &arguments)?;
+        let expected: Vec<f64> = (0..count)
+            .map(|i| given.iter().zip(FACTORS).map(|(x, factor)| f64::from(x[i]) * f64::from(factor)).sum())
+            .collect();
+        assert_close("combine", &values(&x.to_vec()), &expected, |_| ROUNDINGS * 5.0);
+    }
+    Ok(())
+}
+
+fn cast<From: Storage, To: Storage>() -> Result<(), LaunchError> {
+    for count in COUNTS {
+        let x: Vec<From> = Uniform(count as u64).numbers(count);
+        let (result, given) = (Buffer::<To>::unwritten(count), Buffer::from_slice(&x));
+        let name = format!("cast_{}_{}", From::NAME, To::NAME);
+        let arguments = [(&result).into(), (&given).into(), (count as i64).into()];
+        launch(&name, [count.div_ceil(2048), 1, 1], &arguments)?;
+        let expected: Vec<f64> = x.iter().map(|x| To::round(x.value()).value()).collect();
+        assert_eq!(values(&result.to_vec()), expected, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn casts_round_once() -> Result<(), LaunchError> {
+    cast::<f32, f16>()?;
+    cast::<f32, bf16>()?;
+    cast::<f16, f32>()?;
+    cast::<f16, bf16>()?;
+    cast::<bf16, f32>()?;
+    cast::<bf16, f16>()
+}
+
+fn geglu<T: Storage>() -> Result<(), LaunchError> {
+    for (rows, width) in WIDTHS.into_iter().flat_map(|width| [(1, width), (3, width)]) {
+        let mut random = Uniform((rows * width) as u64);
+        let x: Vec<T> = (0..2 * rows * width).map(|_| T::round(4.0 * random.next())).collect();
+        let d_y: Vec<T> = random.numbers(rows * width);
+        let (y, d_x) = (Buffer::<T>::unwritten(rows * width), Buffer::<T>::unwritten(2 * rows * width));
+        let (given, d_y_given) = (Buffer::from_slice(&x), Buffer::from_slice(&d_y));
+        let (grid, sizes) = (blocks(rows, width, &[width]), [rows, width].map(|size| (size as i32).into()));
+        let [rows_given, width_given] = sizes;
+        let arguments = [(&y).into(), (&given).into(), rows_given, width_given];
+        launch(&format!("geglu_{}", T::NAME), grid, &arguments)?;
+        let arguments = [(&d_x).into(), (&d_y_given).into(), (&given).into(), rows_given, width_given];
+        launch(&format!("geglu_gradient_{}", T::NAME), grid, &arguments)?;
+
+        let (x, d_y) = (values(&x), values(&d_y));
+        let mut expected = [Vec::new(), Vec::new()];
+        for (x, d_y) in x.chunks(2 * width).zip(d_y.chunks(width)) {
+            let (a, b) = x.split_at(width);
+            expected[0].extend(a.iter().zip(b).map(|(a, b)| a * gelu(*b)));
+            expected[1].extend(b.iter().zip(d_y).map(|(b, d_y)| d_y * gelu(*b)));
+            expected[1].extend((0..width).map(|i| d_y[i] * a[i] * gelu_derivative(b[i])));
+        }
+        // Products of two numbers up to 4.
+        for (got, expected) in [y, d_x].iter().zip(&expected) {
+            assert_close(&format!("{rows} × {width}"), &values(&got.to_vec()), expected, |i| {
+                rounded::<T>(expected[i]) + ROUNDINGS * 16.0
+            });
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn geglu_is_its_definition() -> Result<(), LaunchError> {
+    for_all_types!(geglu)
+}
+
+fn concat_and_split<T: Storage>() -> Result<(), LaunchError> {
+    for (rows, left_width, right_width) in
+        [(1, 1, 1), (3, 8, 8), (5, 7, 9), (2, 16, 3), (3, 320, 640), (2, 1000, 1056)]
+    {
+        let mut random = Uniform(rows as u64);
+        let width = left_width + right_width;
+        let [left, right]: [Vec<T>; 2] = [left_width, right_width].map(|width| random.numbers(rows * width));
+        let whole = Buffer::<T>::unwritten(rows * width);
+        let given = [Buffer::from_slice(&left), Buffer::from_slice(&right)];
+        let sizes = [rows, left_width, right_width].map(|size| Argument::from(size as i32));
+        let grid = blocks(rows, width, &[left_width, right_width]);
+        let pointers = [(&whole).into(), (&given[0]).into(), (&given[1]).into()];
+        launch(&format!("concat_{}", T::NAME), grid, &[pointers, sizes].concat())?;
+        let (left, right) = (values(&left), values(&right));
+        let rows_of =
+            |whole: Vec<f64>| -> Vec<Vec<f64>> { whole.chunks(width).map(<[f64]>::to_vec).collect() };
+        let expected: Vec<Vec<f64>> = left
+            .chunks(left_width)
+            .zip(right.chunks(right_width))
+            .map(|pair| [pair.0, pair.1].concat())
+            .collect();
+        assert_eq!(rows_of(values(&whole.to_vec())), expected);
+
+        let name = format!("split_{}", T::NAME);
+        let parts = [left_width, right_width].map(|width| Buffer::<T>::unwritten(rows * width));
+        let pointers = [(&parts[0]).into(), (&parts[1]).into(), (&whole).into()];
+        launch(&name, grid, &[pointers, sizes].concat())?;
+        assert_eq!(parts.each_ref().map(|part| values(&part.to_vec())), [left.clone(), right.clone()]);
+        // Either part alone.
+        let alone = [left_width, right_width].map(|width| Buffer::<T>::unwritten(rows * width));
+        let pointers = [Argument::NULL, (&alone[1]).into(), (&whole).into()];
+        launch(&name, grid, &[pointers, sizes].concat())?;
+        let pointers = [(&alone[0]).into(), Argument::NULL, (&whole).into()];
+        launch(&name, grid, &[pointers, sizes].concat())?;
+        assert_eq!(alone.each_ref().map(|part| values(&part.to_vec())), [left, right]);
+    }
+    Ok(())
+}
+
+#[test]
+fn concat_and_split_are_inverse() -> Result<(), LaunchError> {
+    for_all_types!(concat_and_split)
+}
+
+fn upsample<T: Storage>() -> Result<(), LaunchError> {
+    const BATCH: usize = 2;
+    for ([height, width], [out_height, out_width], channels) in [
+        ([1, 1], [2, 2], 8),
+        ([2, 3], [4, 6], 3),
+        ([5, 7], [10, 14], 40),
+        ([3, 2], [5, 3], 8),
+        ([4, 5], [3, 5], 1),
+        ([2, 3], [4, 6], 1032),
+    ] {
+        let (pixels, out_pixels) = (height * width, out_height * out_width);
+        let mut random = Uniform(pixels as u64);
+        let x: Vec<T> = random.numbers(BATCH * pixels * channels);
+        let d_y: Vec<T> = random.numbers(BATCH * out_pixels * channels);
+        let (y, d_x) = (Buffer::<T>::unwritten(d_y.len()), Buffer::<T>::unwritten(x.len()));
+        let (given, d_y_given) = (Buffer::from_slice(&x), Buffer::from_slice(&d_y));
+        let sizes = [height, width, out_height, out_width, channels].map(|size| Argument::from(size as i32));
+        let grid = |height, width| [blocks(width, channels, &[channels])[0], height, BATCH];
+        let arguments = [&[(&y).into(), (&given).into()], &sizes[..]].concat();
+        launch(&format!("upsample_nearest_{}", T::NAME), grid(out_height, out_width), &arguments)?;
+        let arguments = [&[(&d_x).into(), (&d_y_given).into()], &sizes[..]].concat();
+        launch(&format!("upsample_nearest_gradient_{}", T::NAME), grid(height, width), &arguments)?;
+
+        let (x, d_y) = (values(&x), values(&d_y));
+        // Where output number i was read.
+        let source = |i: usize| {
+            let (pixel, channel) = (i / channels, i % channels);
+            let (image, row, column) =
+                (pixel / out_pixels, pixel / out_width % out_height, pixel % out_width);
+            let (row, column) = (row * height / out_height, column * width / out_width);
+            ((image * height + row) * width + column) * channels + channel
+        };
+        let expected: Vec<f64> = (0..d_y.len()).map(|i| x[source(i)]).collect();
+        assert_eq!(values(&y.to_vec()), expected);
+        let mut expected = vec![0.0; x.len()];
+        (0..d_y.len()).for_each(|i| expected[source(i)] += d_y[i]);
+        // A sum of four numbers or fewer.
+        assert_close("d_x", &values(&d_x.to_vec()), &expected, |i| {
+            rounded::<T>(expected[i]) + ROUNDINGS * 4.0
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn upsampling_is_its_definition() -> Result<(), LaunchError> {
+    for_all_types!(upsample)
+}
+
+fn embed_tokens<T: Storage>() -> Result<(), LaunchError> {
+    for (length, width) in [(1, 1), (77, 31), (5, 768)] {
+        const TOKENS: usize = 23;
+        let mut random = Uniform(width as u64);
+        let [tokens, positions]: [Vec<T>; 2] = [TOKENS, length].map(|rows| random.numbers(rows * width));
+        let ids: Vec<i32> = (0..2 * length).map(|i| (i * 7 % TOKENS) as i32).collect();
+        let embeddings = Buffer::<T>::unwritten(ids.len() * width);
+        let given = [Buffer::from_slice(&tokens), Buffer::from_slice(&positions)];
+        let ids_given = Buffer::from_slice(&ids);
+        let pointers = [(&embeddings).into(), (&given[0]).into(), (&given[1]).into(), (&ids_given).into()];
+        let sizes = [ids.len(), length, width].map(|size| Argument::from(size as i32));
+        let grid = [(ids.len() * width).div_ceil(256), 1, 1];
+        launch(&format!("embed_tokens_{}", T::NAME), grid, &[&pointers[..], &sizes].concat())?;
+        let expected: Vec<f64> = (0..ids.len() * width)
+            .map(|i| {
+                let (token, column) = (ids[i / width] as usize, i % width);
+                tokens[token * width + column].value()
+                    + positions[i / width % length * width + column].value()
+            })
+            .collect();
+        assert_close("embeddings", &values(&embeddings.to_vec()), &expected, |i| {
+            rounded::<T>(expected[i]) + ROUNDINGS
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn tokens_are_embedded() -> Result<(), LaunchError> {
+    for_all_types!(embed_tokens)
+}
+
+fn transposes<T: Storage>() -> Result<(), LaunchError> {
+    const BATCH: usize = 2;
+    for (pixels, channels) in [(1, 1), (1, 4), (64, 4), (257, 3), (31, 9)] {
+        let first: Vec<f32> = Uniform(pixels as u64).numbers(BATCH * pixels * channels);
+        let given = Buffer::from_slice(&first);
+        let (last, back) = (Buffer::<T>::unwritten(first.len()), Buffer::<f32>::unwritten(first.len()));
+        let sizes = [pixels, channels].map(|size| Argument::from(size as i32));
+        let grid = [(pixels * channels).div_ceil(256), BATCH, 1];
+        let pointers = [(&last).into(), (&given).into()];
+        launch(&format!("channels_last_{}", T::NAME), grid, &[pointers, sizes].concat())?;
+        let pointers = [(&back).into(), (&last).into()];
+        launch(&format!("channels_first_{}", T::NAME), grid, &[pointers, sizes].concat())?;
+
+        let rounded: Vec<f64> = first.iter().map(|&x| T::round(f64::from(x)).value()).collect();
+        assert_eq!(values(&back.to_vec()), rounded);
+        let expected: Vec<f64> = rounded
+            .chunks(pixels * channels)
+            .flat_map(|image| (0..pixels * channels).map(|i| image[i % channels * pixels + i / channels]))
+            .collect();
+        assert_eq!(values(&last.to_vec()), expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn transposes_are_inverse() -> Result<(), LaunchError> {
+    for_all_types!(transposes)
+}

@@ -1,0 +1,279 @@
+//! The group norm's kernels against the definition in f64.
+
+mod common;
+
+use common::{Storage, Uniform, assert_close, values};
+use half::{bf16, f16};
+use host_kernels::{Argument, Buffer, Launch, LaunchError, shuffled};
+
+const EPS: f32 = 1e-5;
+/// Roundings of f32 in a row, at most: sums of a thread, a warp and the splits, and the formula.
+const ROUNDINGS: f64 = 48.0 * f32::EPSILON as f64;
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    groups: usize,
+    splits: usize,
+}
+
+/// What kernels and definition are given: one is the rounded other.
+struct Problem<T> {
+    shape: Shape,
+    silu: bool,
+    x: Vec<T>,
+    d_y: Vec<T>,
+    residual: Vec<T>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// What the kernels make of it.
+struct Results {
+    y: Vec<f64>,
+    d_x: Vec<f64>,
+    d_x_alone: Vec<f64>,
+}
+
+impl<T: Storage> Problem<T> {
+    fn new(shape: Shape, silu: bool, offset: f64) -> Self {
+        let Shape { batch, pixels, channels, .. } = shape;
+        let mut random = Uniform((pixels * channels) as u64);
+        let numbers = batch * pixels * channels;
+        let x = (0..numbers).map(|_| T::round(2.0 * random.next() + offset)).collect();
+        Self {
+            shape,
+            silu,
+            x,
+            d_y: random.numbers(numbers),
+            residual: random.numbers(numbers),
+            weight: random.numbers(channels),
+            bias: random.numbers(channels),
+        }
+    }
+
+    fn run(&self) -> Result<Results, LaunchError> {
+        let Shape { batch, pixels, channels, groups, splits } = self.shape;
+        let launch = |kernel: &str, shared_bytes, pointers: &[Argument<'_>], numbers: &[Argument<'_>]| {
+            let sizes = [pixels, channels, groups].map(|size| Argument::from(size as i32));
+            let name = format!("{kernel}_{}", T::NAME);
+            let grid = [splits as u32, groups.div_ceil(8) as u32, batch as u32];
+            Launch { name: &name, grid, block: [256, 1, 1], shared_bytes }
+                .run(&[pointers, &sizes, numbers].concat())
+        };
+        let partial_bytes = 64 * (channels / groups).max(256) as u32;
+        let [x, d_y, residual] =
+            [&self.x, &self.d_y, &self.residual].map(|numbers| Buffer::from_slice(numbers));
+        let [weight, bias] = [&self.weight, &self.bias].map(|numbers| Buffer::from_slice(numbers));
+        let [y, d_x, d_x_alone] = [(); 3].map(|()| Buffer::<T>::unwritten(x.to_vec().len()));
+        let [sums, sums_of_gradient] =
+            [(); 2].map(|()| Buffer::<f32>::unwritten(batch * groups * splits * 2));
+        let statistics = Buffer::<f32>::unwritten(batch * groups * 2);
+        let silu = Argument::from(i32::from(self.silu));
+        let affine = [Argument::from(&weight), (&bias).into()];
+
+        launch("group_norm_partial", partial_bytes, &[(&sums).into(), (&x).into()], &[])?;
+        let pointers = [(&y).into(), (&statistics).into(), (&x).into(), (&sums).into(), affine[0], affine[1]];
+        launch("group_norm", 128, &pointers, &[EPS.into(), silu])?;
+        let given = [(&d_y).into(), (&x).into(), (&statistics).into()];
+        let pointers = [&[(&sums_of_gradient).into()], &given[..], &affine].concat();
+        launch("group_norm_gradient_partial", partial_bytes, &pointers, &[silu])?;
+        for (d_x, residual) in [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)] {
+            let given = [d_x.into(), (&d_y).into(), (&x).into(), residual, (&statistics).into()];
+            let pointers = [&given[..], &[(&sums_of_gradient).into()], &affine].concat();
+            launch("group_norm_gradient", 128, &pointers, &[silu])?;
+        }
+        Ok(Results {
+            y: values(&y.to_vec()),
+            d_x: values(&d_x.to_vec()),
+            d_x_alone: values(&d_x_alone.to_vec()),
+        })
+    }
+
+    fn definition(&self) -> Definition {
+        Definition {
+            shape: self.shape,
+            silu: self.silu,
+            weight: values(&self.weight),
+            bias: values(&self.bias),
+        }
+    }
+
+    fn check(&self) -> Result<(), LaunchError> {
+        let what = format!("{} {:?}, SiLU {}", T::NAME, self.shape, self.silu);
+        let (definition, results) = (self.definition(), self.run()?);
+        let (x, d_y, residual) = (values(&self.x), values(&self.d_y), values(&self.residual));
+        let Expected { y, d_x, inverse, largest_x, normalised } = definition.expected(&x, &d_y);
+        let rounded = |value: f64| T::EPSILON / 2.0 * value.abs().max(T::SMALLEST);
+        // x̂ errs by roundings of the mean, in units of σ, and of itself; the rest is of the size of weights and biases, below 1.
+        let of_x_hat = |i: usize| ROUNDINGS * (largest_x * inverse[i] + normalised[i].abs() + 1.0);
+        assert_close(&format!("y of {what}"), &results.y, &y, |i| rounded(y[i]) + of_x_hat(i));
+        // g is below 1.1, and smooth in x̂ with a slope below 1; x̂ enters twice more by way of its products' mean.
+        let of_gradient = |i: usize| of_x_hat(i) * inverse[i] * (3.0 + normalised[i].abs());
+        let with_residual: Vec<f64> =
+            d_x.iter().zip(&residual).map(|(d_x, residual)| d_x + residual).collect();
+        assert_close(&format!("d_x of {what}"), &results.d_x, &with_residual, |i| {
+            rounded(with_residual[i]) + of_gradient(i)
+        });
+        assert_close(&format!("d_x without residual of {what}"), &results.d_x_alone, &d_x, |i| {
+            rounded(d_x[i]) + of_gradient(i)
+        });
+        Ok(())
+    }
+}
+
+struct Definition {
+    shape: Shape,
+    silu: bool,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+/// The results, and what their tolerances depend on.
+struct Expected {
+    y: Vec<f64>,
+    d_x: Vec<f64>,
+    inverse: Vec<f64>,
+    largest_x: f64,
+    normalised: Vec<f64>,
+}
+
+impl Definition {
+    /// The places of each group's numbers.
+    fn groups(&self) -> impl Iterator<Item = Vec<usize>> {
+        let Shape { batch, pixels, channels, groups, .. } = self.shape;
+        let depth = channels / groups;
+        (0..batch * groups).map(move |i| {
+            let first = i / groups * pixels * channels + i % groups * depth;
+            (0..pixels * depth).map(|j| first + j / depth * channels + j % depth).collect()
+        })
+    }
+
+    fn expected(&self, x: &[f64], d_y: &[f64]) -> Expected {
+        let zeros = || vec![0.0; x.len()];
+        let (mut y, mut d_x, mut inverse, mut normalised) = (zeros(), zeros(), zeros(), zeros());
+        for members in self.groups() {
+            let count = members.len() as f64;
+            let mean = members.iter().map(|&i| x[i]).sum::<f64>() / count;
+            let variance = members.iter().map(|&i| (x[i] - mean).powi(2)).sum::<f64>() / count;
+            let scale = 1.0 / (variance + f64::from(EPS)).sqrt();
+            let mut g = Vec::new();
+            for &i in &members {
+                let channel = i % self.shape.channels;
+                (normalised[i], inverse[i]) = ((x[i] - mean) * scale, scale);
+                let z = normalised[i] * self.weight[channel] + self.bias[channel];
+                let sigmoid = 1.0 / (1.0 + (-z).exp());
+                let slope = if self.silu { sigmoid * (1.0 + z * (1.0 - sigmoid)) } else { 1.0 };
+                y[i] = if self.silu { z * sigmoid } else { z };
+                g.push(d_y[i] * slope * self.weight[channel]);
+            }
+            let mean_g = g.iter().sum::<f64>() / count;
+            let mean_product = members.iter().zip(&g).map(|(&i, g)| g * normalised[i]).sum::<f64>() / count;
+            for (&i, g) in members.iter().zip(&g) {
+                d_x[i] = (g - mean_g - normalised[i] * mean_product) * scale;
+            }
+        }
+        let largest_x = x.iter().fold(0.0, |largest, x| x.abs().max(largest));
+        Expected { y, d_x, inverse, largest_x, normalised }
+    }
+}
+
+fn shape(batch: usize, pixels: usize, channels: usize, groups: usize, splits: usize) -> Shape {
+    Shape { batch, pixels, channels, groups, splits }
+}
+
+fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
+    let shapes = [
+        // One pixel, and more splits than pixels.
+        shape(1, 1, 32, 4, 1),
+        shape(2, 1, 64, 8, 3),
+        // Ten channels to a group, as at 320: 25 pixels abreast.
+        shape(1, 24, 80, 8, 1),
+        shape(1, 25, 80, 8, 1),
+        shape(1, 26, 80, 8, 1),
+        shape(2, 97, 320, 32, 3),
+        // Splits that leave the last ones short or without pixels.
+        shape(1, 10, 40, 4, 7),
+        // More groups than a block's; number by number; one channel to a group; one group.
+        shape(1, 31, 36, 9, 2),
+        shape(1, 33, 39, 13, 2),
+        shape(2, 67, 10, 10, 2),
+        shape(1, 131, 7, 1, 4),
+        // Deep groups: a thread has several columns.
+        shape(1, 5, 2064, 8, 2),
+        shape(1, 3, 524, 4, 2),
+    ];
+    for shape in shapes {
+        for silu in [false, true] {
+            Problem::<T>::new(shape, silu, 0.5).check()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn f32_is_the_definition() -> Result<(), LaunchError> {
+    at_all_sizes::<f32>()
+}
+
+#[test]
+fn f16_is_the_definition() -> Result<(), LaunchError> {
+    at_all_sizes::<f16>()
+}
+
+#[test]
+fn bf16_is_the_definition() -> Result<(), LaunchError> {
+    at_all_sizes::<bf16>()
+}
+
+#[test]
+fn the_definition_of_the_gradient_is_that_of_differences() {
+    const STEP: f64 = 1e-5;
+    for silu in [false, true] {
+        let problem = Problem::<f32>::new(shape(2, 5, 12, 3, 1), silu, 0.5);
+        let (definition, x, d_y) = (problem.definition(), values(&problem.x), values(&problem.d_y));
+        let loss = |i: usize, step: f64| -> f64 {
+            let mut x = x.clone();
+            x[i] += step;
+            definition.expected(&x, &d_y).y.iter().zip(&d_y).map(|(y, d_y)| y * d_y).sum()
+        };
+        let differences: Vec<f64> =
+            (0..x.len()).map(|i| (loss(i, STEP) - loss(i, -STEP)) / (2.0 * STEP)).collect();
+        // The loss, up to 60, keeps 16 digits, of which the step costs 5; its third derivative is about 1.
+        assert_close("d_x", &definition.expected(&x, &d_y).d_x, &differences, |_| 1e-8);
+    }
+}
+
+#[test]
+fn a_mean_far_from_zero_costs_no_digits() -> Result<(), LaunchError> {
+    // Of f32's 24 bits, 1000 takes 10; E[x²] − E[x]² would need 20 of them.
+    Problem::<f32>::new(shape(1, 1009, 32, 8, 5), false, 1000.0).check()
+}
+
+#[test]
+fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
+    let together = Problem::<f16>::new(shape(2, 53, 80, 8, 3), true, 0.5);
+    let bits = |results: &Results| -> Vec<u64> {
+        [&results.y, &results.d_x, &results.d_x_alone].into_iter().flatten().map(|x| x.to_bits()).collect()
+    };
+    let expected = bits(&together.run()?);
+    for seed in 1..4 {
+        assert_eq!(bits(&shuffled(seed, || together.run())?), expected);
+    }
+    let image = together.x.len() / 2;
+    let half = |numbers: &[f16]| numbers[image..].to_vec();
+    let alone = Problem {
+        shape: Shape { batch: 1, ..together.shape },
+        x: half(&together.x),
+        d_y: half(&together.d_y),
+        residual: half(&together.residual),
+        weight: together.weight.clone(),
+        bias: together.bias.clone(),
+        ..together
+    };
+    let second: Vec<u64> = expected.chunks(image).skip(1).step_by(2).flatten().copied().collect();
+    assert_eq!(bits(&alone.run()?), second);
+    Ok(())
+}
