@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod kernels;
 mod scenes;
 
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ enum Task {
     Bench(bench::Args),
     /// Measure the method on held-out subjects, against ground truth
     Eval(eval::Eval),
+    /// Compile the CUDA kernels without a card, and check their registers
+    Kernels(kernels::Args),
     /// Draw scenes for the demo model's training
     Scenes {
         /// Folder for images.u8, silhouettes.u8 and scenes.jsonl
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
     match Args::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Eval(args) => eval::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
         Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {
                 scenes::dataset::write_sheet(&path, 10, 6, size, seed)?;

@@ -10,7 +10,7 @@ mod lab;
 mod machine;
 mod operators;
 mod statistics;
-mod table;
+pub mod table;
 mod worker;
 
 use std::path::{Path, PathBuf};
