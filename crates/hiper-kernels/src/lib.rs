@@ -2,12 +2,18 @@
 //!
 //! Personalisation never changes a network, so no operator here computes, or keeps anything for, the
 //! gradient of a weight: weights are captured inside the operator and never become arguments of candle's
-//! graph. Each operator is a folder: `mod.rs` (what it computes), `cpu.rs` (forward and
-//! vector–Jacobian product on a CPU) and `reference.rs` (the slow, obvious definition in `f64` that tests compare with).
+//! graph. Each operator is a folder: `mod.rs` (what it computes), `cpu.rs` (forward and vector–Jacobian product on a CPU),
+//! `cuda.rs` (the kernels that a card runs for both) and `reference.rs` (the slow, obvious definition in `f64` that tests compare
+//! with).
 //!
 //! # Layout
 //! Pictures are channels-last, `[B, H, W, C]`; token sequences are `[B, S, C]`. Tensors are `f32`.
 //! Non-contiguous arguments are accepted and copied.
+//!
+//! # Cards
+//! With the feature `cuda`, tensors and layers on a card ([`cuda_device`]) pass through the same functions. There tensors may be
+//! `f16` or `bf16` too, as the weights of the layers that they meet; sums are `f32`. Attention there has gradients for heads of 32,
+//! 40, 64, 80 and 160, in `f16` and `bf16`; without a mask.
 //!
 //! # Gradients
 //! Every operator can be differentiated with [`candle_core::Tensor::backward`]. This is not a matter of

@@ -49,7 +49,7 @@ impl NoisePredictor for Network<'_> {
 
     fn losses_and_gradients(&self, steps: &[TailLoss<'_>]) -> hiper_core::Result<Vec<LossAndGradient>> {
         if !steps.first().is_some_and(|step| is_card(step.head.device())) {
-            return Differentiated(self).losses_and_gradients(steps);
+            return Differentiated(self.unet).losses_and_gradients(steps);
         }
         let (losses, gradients) = self.replay(steps)?;
         let each = steps.iter().zip(losses).enumerate().map(|(i, (step, loss))| {
@@ -63,7 +63,7 @@ impl NoisePredictor for Network<'_> {
 }
 
 /// The same, differentiated anew each step: what hiper-core does with any network.
-struct Differentiated<'a>(&'a Network<'a>);
+struct Differentiated<'a>(&'a UNet2DConditionModel);
 
 impl NoisePredictor for Differentiated<'_> {
     fn predict_noise(
@@ -72,6 +72,6 @@ impl NoisePredictor for Differentiated<'_> {
         timesteps: &[f64],
         text: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        self.0.predict_noise(latents, timesteps, text)
+        Ok(self.0.forward(latents, timesteps, text)?)
     }
 }

@@ -6,6 +6,7 @@ mod device;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
@@ -107,7 +108,7 @@ impl Gpu for Cuda {
             CudaStorageSlice::F32(_) => DType::F32,
             CudaStorageSlice::F16(_) => DType::F16,
             CudaStorageSlice::BF16(_) => DType::BF16,
-            _ => candle_core::bail!("not a type that kernels take"),
+            _ => return Err(candle_core::Error::UnsupportedDTypeForOp(storage.dtype(), "a kernel").bt()),
         };
         Ok(Given::Here(View { buffer: storage, dtype, first, len: end - first }))
     }

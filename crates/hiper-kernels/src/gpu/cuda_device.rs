@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::result::{self, DriverError};
+use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
 };
@@ -22,13 +22,13 @@ pub(crate) fn device(ordinal: usize) -> Result<Device> {
         unsafe {
             cuda.disable_event_tracking()
         };
-        keep_freed_memory(cuda.cuda_stream().context()).w()?;
+        keep_freed_memory(cuda.cuda_stream().context())?;
     }
     Ok(device)
 }
 
 /// Lets the driver keep freed memory for the next step, which would otherwise go back to the system whenever the host waits.
-fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
     if !context.has_async_alloc() {
         return Ok(());
     }
@@ -37,8 +37,8 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     // SAFETY: the pool is the device's own; this attribute's value is a 64-bit number, which is read before the call returns.
     #[allow(unsafe_code)]
     unsafe {
-        let pool = result::device::get_mem_pool(context.cu_device())?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+        let pool = result::device::get_mem_pool(context.cu_device()).w()?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()).w()
     }
 }
 
