@@ -1,0 +1,1 @@
+// Empty: nothing is compiled with tools/cuda-stand-in.
