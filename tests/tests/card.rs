@@ -27,6 +27,12 @@ fn draw(seed: u64, shape: &[usize]) -> Tensor {
     TorchGenerator::new(seed).randn_tensor(shape, &Device::Cpu).unwrap()
 }
 
+/// Normal numbers of the shape of a picture's latents.
+fn draw_latents(model: &StableDiffusion, seed: u64) -> Tensor {
+    let config = model.unet.config();
+    draw(seed, &[1, config.in_channels, config.sample_size, config.sample_size])
+}
+
 /// Losses and gradients of two subjects in a batch.
 fn step(model: &StableDiffusion) -> Vec<LossAndGradient> {
     with_steps(model, |steps| Network(&model.unet).losses_and_gradients(steps).unwrap())
@@ -38,7 +44,7 @@ fn with_steps<R>(model: &StableDiffusion, f: impl FnOnce(&[TailLoss<'_>]) -> R) 
     let tails: Vec<Tensor> = (0..2).map(|seed| draw(seed, &[5, text.dim(2).unwrap()])).collect();
     let head = text.narrow(1, 0, text.dim(1).unwrap() - 5).unwrap();
     let pictures: Vec<[Tensor; 2]> =
-        (2..4).map(|seed| [seed, seed + 10].map(|s| draw(s, &[1, 4, 16, 16]))).collect();
+        (2..4).map(|seed| [seed, seed + 10].map(|s| draw_latents(model, s))).collect();
     let steps: Vec<TailLoss<'_>> = pictures
         .iter()
         .zip(&tails)
@@ -104,7 +110,7 @@ fn texts_pictures_and_latents_are_those_of_a_cpu() {
     let run = |model: &StableDiffusion| {
         let text = model.encode_prompt("a rabbit in the snow").unwrap().1;
         let picture = draw(5, &[1, 3, 64, 64]).clamp(-1f32, 1f32).unwrap();
-        let latents = model.encode_image(&picture, &draw(6, &[1, 4, 16, 16])).unwrap();
+        let latents = model.encode_image(&picture, &draw_latents(model, 6)).unwrap();
         let decoded = model.decode_latents(&latents).unwrap();
         [text, latents, decoded]
     };
