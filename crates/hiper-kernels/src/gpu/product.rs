@@ -90,7 +90,7 @@ pub(crate) fn forward<G: Gpu>(
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
     let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
     let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
-    call.run(gpu, to, from, layer.rows(geometry), layer.bias.as_ref().map(Array::view), added)?;
+    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias.as_ref().map(Array::view), added)?;
     Ok(y)
 }
 
@@ -107,7 +107,8 @@ pub(crate) fn input_gradient<G: Gpu>(
     let dx = gpu.alloc(dtype, images * input[0] * input[1] * inputs)?;
     let call = Call { direction: Direction::Gradient, geometry, dtype, scale: 1.0 };
     let added = Added { image_bias: None, residual };
-    call.run(gpu, Rows::new(dx.view(), inputs), grad_output, layer.rows(geometry), None, &added)?;
+    let rows = [Rows::new(dx.view(), inputs), grad_output, layer.rows(geometry)];
+    call.run(gpu, rows, None, &added)?;
     Ok(dx)
 }
 
@@ -121,7 +122,7 @@ pub(crate) fn by_rows<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, depth, n);
     let call = Call { direction: Direction::Forward, geometry, dtype: a.view.dtype, scale };
-    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+    call.run(gpu, [to, a, b], None, &Added { image_bias: None, residual: None })
 }
 
 /// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
@@ -133,7 +134,7 @@ pub(crate) fn by_columns<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, n, depth);
     let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
-    call.run(gpu, to, a, b, None, &Added { image_bias: None, residual: None })
+    call.run(gpu, [to, a, b], None, &Added { image_bias: None, residual: None })
 }
 
 impl<G: Gpu> Layer<G> {
@@ -189,9 +190,7 @@ impl Call<'_> {
     fn run<G: Gpu>(
         &self,
         gpu: &G,
-        to: Rows<'_, G>,
-        from: Rows<'_, G>,
-        weight: Rows<'_, G>,
+        [to, from, weight]: [Rows<'_, G>; 3],
         bias: Option<View<'_, G>>,
         added: &Added<'_, G>,
     ) -> Result<()> {
