@@ -25,7 +25,7 @@
 //         count / 2048 for the first seven; rows · width / N / 256 for geglu and its gradient; rows · (left_width +
 //         right_width) / N / 256 for concat and split; (out_width · channels / N / 256, out_height, B) for upsample_nearest, with
 //         the sizes of x for its gradient; count · width / 256 for embed_tokens; (pixels · channels / 256, B) for the last two.
-// Needs   compute capability 8.0. At most 54 registers.
+// Needs   compute capability 8.0. At most 55 registers.
 // Source  GEGLU: Shazeer, arXiv 2002.05202; nearest: torch's interpolate; guidance: Ho, Salimans, arXiv 2207.12598.
 // Time    Bytes over 3 TB/s and a launch of 2 µs. geglu of 4096 × 2560 f16: 31 MB: 11 µs, its gradient 52 MB: 18 µs; the
 //         skip connection of 4096 × (640 + 320), 16 MB: 6 µs; the VAE's 256² to 512² with 256 channels, 168 MB: 56 µs.
