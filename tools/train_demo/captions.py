@@ -38,7 +38,7 @@ def compose(scene, detail, pose=True, background=True, prefix=""):
 
 
 def describe(scene, rng):
-    """A caption of random detail, the same without the attributes, and what the first names."""
+    """A caption of random detail, and what it names."""
     v = rng.random()
     if v < 0.20:
         detail = []
@@ -51,12 +51,22 @@ def describe(scene, rng):
     pose, background = rng.random() < 0.95, rng.random() < 0.95
     prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
     named = {"species", *detail, *(["pose"] if pose else []), *(["background"] if background else [])}
-    return compose(scene, detail, pose, background, prefix), compose(scene, [], pose, background, prefix), named
+    return compose(scene, detail, pose, background, prefix), named
 
 
-def sample(scene, rng):
-    """One caption of random detail, and the same without the attributes; 10 % are empty, for guidance."""
-    return ("", "") if rng.random() < 0.10 else describe(scene, rng)[:2]
+def pair(scene, rng):
+    """What is said of a scene, and what a few tokens after its end may say instead (`text_encoder.mixed`); 10 % are empty, for
+    guidance. Half of the time both are one caption of random detail. Else the first names no attribute, and the second names
+    them all, of the same animal in another pose on another background: only the caption's own words count for these two."""
+    v = rng.random()
+    if v < 0.10:
+        return "", ""
+    if v < 0.55:
+        caption, _ = describe(scene, rng)
+        return caption, caption
+    elsewhere = {**scene, "pose": rng.choice(POSES), "background": rng.choice(BACKGROUNDS)}
+    named = lambda: rng.random() < 0.7
+    return compose(scene, []), compose(elsewhere, ATTRIBUTES, named(), named())
 
 
 def full(scene):

@@ -14,9 +14,9 @@ from export import export, save_sheet
 from muon import Muon
 from scenes import SIZE
 
-# How much more a latent wholly on the subject counts than one beside it: patterns and collars are small, and what the
-# background's details will be cannot be learnt.
-SUBJECT_WEIGHT = 3.0
+# How much a latent wholly on the subject, or on its collar, counts where one beside it counts 1: patterns are small, collars
+# smaller, and what the background's details will be cannot be learnt.
+SUBJECT_WEIGHT, COLLAR_WEIGHT = 3.0, 12.0
 
 
 def new_unet():
@@ -38,9 +38,15 @@ class Attention:
 
 def weight_maps(data, side):
     """The weight of each latent [N, 1, side, side], of mean 1 over the set."""
-    factor = SIZE // side
-    cover = np.concatenate([data.silhouettes[i : i + 1000].reshape(-1, side, factor, side, factor).mean((2, 4)) for i in range(0, len(data.scenes), 1000)])
-    weight = 1 + (SUBJECT_WEIGHT - 1) * torch.from_numpy(cover).float() / 255
+    factor, parts = SIZE // side, []
+    for i in range(0, len(data.scenes), 1000):
+        subject = data.silhouettes[i : i + 1000] / np.float32(255)
+        # Whatever of the subject has the collar's colour.
+        colors = np.array([scene["collar_rgb"] or [1000] * 3 for scene in data.scenes[i : i + 1000]])
+        collar = subject * (np.abs(data.images[i : i + 1000] - colors[:, None, None]).max(3) < 40)
+        weight = 1 + (SUBJECT_WEIGHT - 1) * subject + (COLLAR_WEIGHT - SUBJECT_WEIGHT) * collar
+        parts.append(weight.reshape(-1, side, factor, side, factor).mean((2, 4)))
+    weight = torch.from_numpy(np.concatenate(parts)).float()
     return (weight / weight.mean()).half().unsqueeze(1)
 
 
@@ -55,7 +61,7 @@ def train(a, vae, tokenizer, data, log):
     nets = torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
     path, step, samples = a.out / "unet.pt", 0, 0
     rng = random.Random(0)
-    encode = clip_tokenizer.encoder(tokenizer, [caption for scene in data.scenes[:500] for caption in captions.sample(scene, rng)])
+    encode = clip_tokenizer.encoder(tokenizer, [caption for scene in data.scenes[:500] for caption in captions.pair(scene, rng)])
     opt = Muon(nets, a.lr, weight_decay=0.01)
     if path.exists():
         state = torch.load(path, map_location=a.device)
@@ -98,7 +104,7 @@ def train(a, vae, tokenizer, data, log):
         opt.lr = learning_rate(a.lr, samples, a.unet_samples, step, warmup=100, decay=0.3)
         # Each scene and its caption at two timesteps: half the text encoder's work. Timesteps are stratified over the batch.
         index = np.random.randint(0, len(data.scenes), a.batch // 2)
-        ids, plain_ids = (encode(side).to(a.device) for side in zip(*(captions.sample(data.scenes[i], rng) for i in index)))
+        ids, other_ids = (encode(side).to(a.device) for side in zip(*(captions.pair(data.scenes[i], rng) for i in index)))
         where = torch.from_numpy(index).to(latents.device)
         x0 = latents[where].float().to(a.device).repeat(2, 1, 1, 1)
         t = torch.searchsorted(chance, (torch.randperm(a.batch) + torch.rand(a.batch)).to(a.device) / a.batch).clamp(max=999)
@@ -106,7 +112,7 @@ def train(a, vae, tokenizer, data, log):
         s = abar[t].view(-1, 1, 1, 1)
         noisy = (s.sqrt() * x0 + (1 - s).sqrt() * noise).to(memory_format=torch.channels_last)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
-            y = unet(noisy, t, text_encoder.mixed(text, ids, plain_ids).repeat(2, 1, 1)).sample
+            y = unet(noisy, t, text_encoder.mixed(text, ids, other_ids).repeat(2, 1, 1)).sample
         error = (y.float() - noise).square() * weight_map[where].float().to(a.device).repeat(2, 1, 1, 1)
         loss = error.mean()
         opt.zero_grad(); loss.backward()

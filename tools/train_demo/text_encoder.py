@@ -36,16 +36,15 @@ def ends(text, ids):
     return ids.eq(text.config.eos_token_id).int().argmax(1)
 
 
-def mixed(text, ids, plain_ids):
-    """The embeddings [n, 77, D] of captions; of half of them, those of the same captions without attributes, but for a random
-    share of the positions after the end. So a few tokens can say what all others leave out, and do not have to say what the
-    others name."""
+def mixed(text, ids, other_ids):
+    """The embeddings [n, 77, D] of captions, a random share of the positions after the end taken from other captions. So a few
+    tokens can say what all others leave out."""
     rows, length, device = len(ids), ids.shape[1], ids.device
-    whole, plain = text(torch.cat([ids, plain_ids]))[0].chunk(2)
-    after = torch.arange(length, device=device) >= torch.maximum(ends(text, ids), ends(text, plain_ids))[:, None]
-    share = torch.rand(rows, 1, device=device).square()
-    take = (torch.rand(rows, 1, device=device) < 0.5) | (after & (torch.rand(rows, length, device=device) < share))
-    return torch.where(take[:, :, None], whole, plain)
+    own, other = text(torch.cat([ids, other_ids]))[0].chunk(2)
+    after = torch.arange(length, device=device) >= torch.maximum(ends(text, ids), ends(text, other_ids))[:, None]
+    share = torch.rand(rows, 1, device=device) ** 3
+    take = after & (torch.rand(rows, length, device=device) < share)
+    return torch.where(take[:, :, None], other, own)
 
 
 def train(a, text, encode, data, rng, log):
@@ -59,12 +58,12 @@ def train(a, text, encode, data, rng, log):
         opt.lr = learning_rate(RATE, step, total, step, warmup=20, decay=0.5)
         scenes = [data.scenes[i] for i in np.random.randint(0, len(data.scenes), BATCH)]
         described = [captions.describe(scene, rng) for scene in scenes]
-        ids = encode([caption for caption, _, _ in described]).to(a.device)
+        ids = encode([caption for caption, _ in described]).to(a.device)
         end = ends(text, ids)
         where = end + (torch.rand(BATCH, device=a.device) * (ids.shape[1] - end)).long()
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
             hidden = text(ids)[0].float()[torch.arange(BATCH, device=a.device), where]
-        said = [answers(scene, named) for scene, (_, _, named) in zip(scenes, described)]
+        said = [answers(scene, named) for scene, (_, named) in zip(scenes, described)]
         loss, right, asked = 0.0, 0, 0
         for question, choice in choices.items():
             truth = torch.tensor([choice.index(s[question]) if question in s else -1 for s in said], device=a.device)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::canvas::Rgb;
 use super::{Background, Identity, Picture, Pose, Random, render};
 
 /// Scenes drawn at once, over all cores.
@@ -133,10 +134,15 @@ impl Scene {
             "pose": self.pose.word(),
             "background": self.background.phrase(),
             "body": who.body_name,
-            "body_rgb": who.body.map(|c| (c * 255.0).round() as u8),
+            "body_rgb": bytes(who.body),
             "pattern": who.pattern.word().map(|word| [who.pattern_color.1, word]),
             "eyes": who.eyes.1,
             "collar": who.collar.map(|(_, name)| name),
+            "collar_rgb": who.collar.map(|(color, _)| bytes(color)),
         })
     }
+}
+
+fn bytes(color: Rgb) -> [u8; 3] {
+    color.map(|c| (c * 255.0).round() as u8)
 }
