@@ -35,6 +35,7 @@
 //! ```
 
 mod activation;
+mod adam;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -53,6 +54,7 @@ mod transformer;
 mod upsample;
 
 pub use activation::{Activation, activation};
+pub use adam::{AdamConstants, AdamState};
 pub use attention::{AttentionConfig, AttentionMask, attention};
 pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};

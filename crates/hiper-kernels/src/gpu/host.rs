@@ -82,6 +82,7 @@ impl Gpu for Host {
                 Argument::Size(n) => launch.int(n)?.into(),
                 Argument::Count(n) => (n as i64).into(),
                 Argument::F32(x) => x.into(),
+                Argument::F64(x) => x.into(),
             })
         });
         let arguments = arguments.collect::<Result<Vec<_>>>()?;

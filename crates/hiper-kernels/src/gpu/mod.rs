@@ -18,7 +18,7 @@ mod replay;
 use candle_core::{DType, Layout, Result, Storage};
 
 pub(crate) use bridge::{
-    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, kept, on_card, with_optional_view,
+    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, keep, kept, on_card, with_optional_view,
     with_views,
 };
 pub(crate) use cuda::Cuda;
@@ -198,6 +198,8 @@ pub(crate) enum Argument<'a, G: Gpu> {
     Count(usize),
     /// A `float`.
     F32(f32),
+    /// A `double`.
+    F64(f64),
 }
 
 impl<G: Gpu> Clone for Argument<'_, G> {
@@ -241,5 +243,11 @@ impl<G: Gpu> From<bool> for Argument<'_, G> {
 impl<G: Gpu> From<f32> for Argument<'_, G> {
     fn from(x: f32) -> Self {
         Self::F32(x)
+    }
+}
+
+impl<G: Gpu> From<f64> for Argument<'_, G> {
+    fn from(x: f64) -> Self {
+        Self::F64(x)
     }
 }
