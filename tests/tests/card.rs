@@ -1,4 +1,5 @@
-//! The demo model on a card's kernels, run on the CPU, against the same model computed by a CPU in `f32`.
+//! The demo model on a card's kernels against the same model computed by a CPU in `f32`. The CPU runs the kernels, or, with the
+//! feature `cuda` and `HIPER_TEST_DEVICE=cuda:0`, that card.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use hiper_core::{LossAndGradient, NoisePredictor, TailLoss, TorchGenerator};
-use hiper_kernels::on_host;
+use hiper_kernels::on_test_device;
 use hiper_tests::{Network, relative_l2};
 use sd_models::{Memory, ModelFiles, StableDiffusion};
 
@@ -17,20 +18,22 @@ const F16_LOSS_TOLERANCE: f64 = 2e-3;
 /// `bf16` has three bits less.
 const BF16: f64 = 8.0;
 
-fn model(dtype: DType, memory: Memory) -> StableDiffusion {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/hiper-cli/assets/demo-model");
+fn model(dtype: DType, memory: Memory, device: &Device) -> StableDiffusion {
+    // Cargo says where this package is; beside a test without cargo there is what the test reads of the workspace.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let folder = Path::new(&package).join("../crates/hiper-cli/assets/demo-model");
     let files = ModelFiles::from_dir(folder).unwrap().with_memory(memory).with_dtype(dtype);
-    StableDiffusion::load(&files, &Device::Cpu).unwrap()
+    StableDiffusion::load(&files, device).unwrap()
 }
 
-fn draw(seed: u64, shape: &[usize]) -> Tensor {
-    TorchGenerator::new(seed).randn_tensor(shape, &Device::Cpu).unwrap()
+fn draw(seed: u64, shape: &[usize], device: &Device) -> Tensor {
+    TorchGenerator::new(seed).randn_tensor(shape, device).unwrap()
 }
 
 /// Normal numbers of the shape of a picture's latents.
-fn draw_latents(model: &StableDiffusion, seed: u64) -> Tensor {
+fn draw_latents(model: &StableDiffusion, seed: u64, device: &Device) -> Tensor {
     let config = model.unet.config();
-    draw(seed, &[1, config.in_channels, config.sample_size, config.sample_size])
+    draw(seed, &[1, config.in_channels, config.sample_size, config.sample_size], device)
 }
 
 /// Losses and gradients of two subjects in a batch.
@@ -41,10 +44,11 @@ fn step(model: &StableDiffusion) -> Vec<LossAndGradient> {
 /// A step of two subjects.
 fn with_steps<R>(model: &StableDiffusion, f: impl FnOnce(&[TailLoss<'_>]) -> R) -> R {
     let text = model.encode_prompt("a photo of a white rabbit").unwrap().1;
-    let tails: Vec<Tensor> = (0..2).map(|seed| draw(seed, &[5, text.dim(2).unwrap()])).collect();
+    let device = text.device();
+    let tails: Vec<Tensor> = (0..2).map(|seed| draw(seed, &[5, text.dim(2).unwrap()], device)).collect();
     let head = text.narrow(1, 0, text.dim(1).unwrap() - 5).unwrap();
     let pictures: Vec<[Tensor; 2]> =
-        (2..4).map(|seed| [seed, seed + 10].map(|s| draw_latents(model, s))).collect();
+        (2..4).map(|seed| [seed, seed + 10].map(|s| draw_latents(model, s, device))).collect();
     let steps: Vec<TailLoss<'_>> = pictures
         .iter()
         .zip(&tails)
@@ -66,9 +70,9 @@ fn gradient(of: &LossAndGradient) -> Tensor {
 
 #[test]
 fn a_step_has_the_loss_and_the_gradient_of_a_cpu() {
-    let exact = step(&model(DType::F32, Memory::Fast));
+    let exact = step(&model(DType::F32, Memory::Fast, &Device::Cpu));
     for (dtype, memory, factor) in [(DType::F16, Memory::Fast, 1.0), (DType::BF16, Memory::Lean, BF16)] {
-        let on_card = on_host(|| step(&model(dtype, memory)));
+        let on_card = on_test_device(|device| step(&model(dtype, memory, device)));
         for (got, expected) in on_card.iter().zip(&exact) {
             let error = (got.loss / expected.loss - 1.0).abs();
             assert!(error < factor * F16_LOSS_TOLERANCE, "{dtype:?}: loss {got:?} {error:e}");
@@ -82,13 +86,14 @@ fn a_step_has_the_loss_and_the_gradient_of_a_cpu() {
 fn texts_pictures_and_latents_are_those_of_a_cpu() {
     let run = |model: &StableDiffusion| {
         let text = model.encode_prompt("a rabbit in the snow").unwrap().1;
-        let picture = draw(5, &[1, 3, 64, 64]).clamp(-1f32, 1f32).unwrap();
-        let latents = model.encode_image(&picture, &draw_latents(model, 6)).unwrap();
+        let device = text.device();
+        let picture = draw(5, &[1, 3, 64, 64], device).clamp(-1f32, 1f32).unwrap();
+        let latents = model.encode_image(&picture, &draw_latents(model, 6, device)).unwrap();
         let decoded = model.decode_latents(&latents).unwrap();
         [text, latents, decoded]
     };
-    let exact = run(&model(DType::F32, Memory::Fast));
-    let on_card = on_host(|| run(&model(DType::F16, Memory::Fast)));
+    let exact = run(&model(DType::F32, Memory::Fast, &Device::Cpu));
+    let on_card = on_test_device(|device| run(&model(DType::F16, Memory::Fast, device)));
     for (got, expected) in on_card.iter().zip(&exact) {
         assert_eq!(got.dtype(), DType::F32);
         let error = relative_l2(got, expected).unwrap();

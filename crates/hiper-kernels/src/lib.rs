@@ -61,7 +61,7 @@ pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use error::Error;
 pub use geglu::geglu;
 #[cfg(feature = "host-kernels")]
-pub use gpu::host::on_host;
+pub use gpu::host::{on_host, on_test_device};
 pub use gpu::{Replay, cuda_device, free_memory, is_card};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;

@@ -151,17 +151,17 @@ mod tests {
     use hiper_core::{
         NoiseSchedule, Personalisation, PersonalisationConfig, Step, TextEmbedding, TorchGenerator,
     };
-    use hiper_kernels::on_host;
+    use hiper_kernels::on_test_device;
     use sd_models::StableDiffusion;
 
     const STEPS: usize = 2;
 
-    fn subject(sd: &StableDiffusion, seed: u64) -> Personalisation {
+    fn subject(sd: &StableDiffusion, seed: u64, device: &Device) -> Personalisation {
         let source = TextEmbedding::new(sd.encode_prompt("a dog standing").unwrap().1).unwrap();
         let config = sd.unet.config();
         let (channels, side) = (config.in_channels, config.sample_size);
         let mut generator = TorchGenerator::new(seed);
-        let latents = generator.randn_tensor(&[1, channels, side, side], &Device::Cpu).unwrap();
+        let latents = generator.randn_tensor(&[1, channels, side, side], device).unwrap();
         let alphas_cumprod = sd.scheduler_config.alphas_cumprod();
         let schedule = NoiseSchedule { alphas_cumprod, prediction_type: PredictionType::Epsilon };
         let config = PersonalisationConfig { train_steps: STEPS, ..Default::default() };
@@ -169,10 +169,10 @@ mod tests {
     }
 
     /// Steps and tails of two subjects.
-    fn learn(sd: &StableDiffusion) -> (Vec<Vec<Step>>, Vec<Vec<f32>>) {
-        let mut runs = [subject(sd, 1), subject(sd, 2)];
+    fn learn(sd: &StableDiffusion, device: &Device) -> (Vec<Vec<Step>>, Vec<Vec<f32>>) {
+        let mut runs = [subject(sd, 1, device), subject(sd, 2, device)];
         let mut steps = vec![Vec::new(); 2];
-        let network = Network::new(&sd.unet, &Device::Cpu);
+        let network = Network::new(&sd.unet, device);
         while runs.iter().any(|run| !run.is_finished()) {
             let moved =
                 Personalisation::steps_together(&mut runs.iter_mut().collect::<Vec<_>>(), &network, STEPS);
@@ -191,20 +191,21 @@ mod tests {
 
     #[test]
     fn a_cards_steps_are_a_cpus() {
-        let load = |dtype| {
+        let load = |dtype, device: &Device| {
             let files = crate::demo_model::files().unwrap().with_dtype(dtype);
-            StableDiffusion::load(&files, &Device::Cpu).unwrap()
+            StableDiffusion::load(&files, device).unwrap()
         };
-        let exact = load(DType::F32);
-        let (expected, tails) = learn(&exact);
-        let (got, tails_on_card) = on_host(|| learn(&load(DType::F16)));
+        let cpu = &Device::Cpu;
+        let exact = load(DType::F32, cpu);
+        let (expected, tails) = learn(&exact, cpu);
+        let (got, tails_on_card) = on_test_device(|device| learn(&load(DType::F16, device), device));
         for (got, expected) in got.concat().iter().zip(expected.concat()) {
             assert_eq!((got.step, got.timestep), (expected.step, expected.timestep));
             assert!((got.loss / expected.loss - 1.0).abs() < LOSS, "{got:?} {expected:?}");
         }
         for (i, (got, expected)) in tails_on_card.iter().zip(&tails).enumerate() {
             let start: Vec<f32> =
-                subject(&exact, i as u64 + 1).tail().tensor().flatten_all().unwrap().to_vec1().unwrap();
+                subject(&exact, i as u64 + 1, cpu).tail().tensor().flatten_all().unwrap().to_vec1().unwrap();
             let way = |tail: &[f32], from: &[f32]| -> f64 {
                 tail.iter().zip(from).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
             };

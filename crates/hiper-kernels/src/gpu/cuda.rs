@@ -2,6 +2,8 @@
 
 #[path = "cuda_device.rs"]
 mod device;
+#[path = "cuda_driver.rs"]
+mod driver;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

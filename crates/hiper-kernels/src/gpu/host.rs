@@ -1,24 +1,34 @@
 //! The card of tests, for this crate's and, with the feature `host-kernels`, for those of networks: kernels run on the CPU,
-//! compiled as C++ (`kernels/host`).
+//! compiled as C++ (`kernels/host`). This crate's can run on a card instead (`test_card.rs`), with tensors on the CPU all the same.
 
 use std::cell::Cell;
+use std::sync::LazyLock;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage};
 use half::{bf16, f16};
 
-use super::{Argument, Array, Given, Gpu, Launch, View};
+use super::test_card::TestCard;
+use super::{Argument, Array, Cuda, Given, Gpu, Launch, View};
+use crate::Error;
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Stands for a card.
-pub(crate) struct Host;
+pub(crate) struct Host {
+    /// What runs the kernels, if it is not the CPU.
+    card: Option<TestCard>,
+}
 
 impl Host {
     /// The card, on a thread whose tensors count as being on one.
     pub(crate) fn current() -> Option<Self> {
-        ON.get().then_some(Self)
+        #[cfg(test)]
+        let card = crate::testing::card;
+        #[cfg(not(test))]
+        let card = || None;
+        ON.get().then(|| Self { card: card() })
     }
 }
 
@@ -32,11 +42,37 @@ pub fn on_host<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Calls `f` with the device of tensors that a card's kernels compute: the card that `HIPER_TEST_DEVICE=cuda:0` names, or else
+/// the CPU, [as a card](on_host).
+pub fn on_test_device<R>(f: impl FnOnce(&Device) -> R) -> R {
+    match test_device() {
+        Some(card) => f(&card),
+        None => on_host(|| f(&Device::Cpu)),
+    }
+}
+
+/// The card that tests run on, if `HIPER_TEST_DEVICE` names one.
+///
+/// # Panics
+/// When it cannot be opened: tests that should run there must not run elsewhere.
+pub(crate) fn test_device() -> Option<Device> {
+    static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| {
+        let name = std::env::var("HIPER_TEST_DEVICE").ok()?;
+        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        let card = ordinal.ok_or_else(|| "expected cuda:N".to_owned());
+        let card = card.and_then(|ordinal| crate::cuda_device(ordinal).map_err(|error| error.to_string()));
+        Some(card.unwrap_or_else(|error| panic!("HIPER_TEST_DEVICE={name}: {error}")))
+    });
+    DEVICE.clone()
+}
+
 /// Memory between guards that tests look at whenever it is read.
 pub(crate) enum HostBuffer {
     F32(host_kernels::Buffer<f32>),
     F16(host_kernels::Buffer<f16>),
     BF16(host_kernels::Buffer<bf16>),
+    /// Memory of a card.
+    Card(<Cuda as Gpu>::Buffer),
 }
 
 // SAFETY: a test's operators and tensors stay on the thread that made them.
@@ -44,12 +80,13 @@ pub(crate) enum HostBuffer {
 unsafe impl Sync for HostBuffer {}
 
 impl HostBuffer {
-    fn at(&self, index: usize) -> host_kernels::Argument<'_> {
-        match self {
+    fn at(&self, index: usize) -> Result<host_kernels::Argument<'_>> {
+        Ok(match self {
             Self::F32(buffer) => buffer.at(index),
             Self::F16(buffer) => buffer.at(index),
             Self::BF16(buffer) => buffer.at(index),
-        }
+            Self::Card(_) => return Err(Error::Device.into()),
+        })
     }
 }
 
@@ -59,11 +96,14 @@ impl Gpu for Host {
 
     fn multiprocessors(&self) -> usize {
         // An H100's, so that tests launch what such a card would.
-        132
+        self.card.as_ref().map_or(132, TestCard::multiprocessors)
     }
 
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
         use host_kernels::Buffer;
+        if let Some(card) = &self.card {
+            return card.alloc(dtype, len);
+        }
         let buffer = match dtype {
             DType::F32 => HostBuffer::F32(Buffer::unwritten(len)),
             DType::F16 => HostBuffer::F16(Buffer::unwritten(len)),
@@ -74,10 +114,13 @@ impl Gpu for Host {
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
+        if let Some(card) = &self.card {
+            return card.launch(launch, arguments);
+        }
         let ([x, y, z], threads, shared_bytes) = launch.sizes()?;
         let arguments = arguments.iter().map(|argument| {
             Ok(match *argument {
-                Argument::Pointer(View { buffer, first, .. }) => buffer.at(first),
+                Argument::Pointer(View { buffer, first, .. }) => buffer.at(first)?,
                 Argument::Null => host_kernels::Argument::NULL,
                 Argument::Size(n) => launch.int(n)?.into(),
                 Argument::Count(n) => (n as i64).into(),
@@ -96,6 +139,15 @@ impl Gpu for Host {
         let Some((start, end)) = layout.contiguous_offsets() else {
             return Err(candle_core::Error::RequiresContiguous { op: "hiper-kernels" }.bt());
         };
+        if let Some(card) = &self.card {
+            let part = match storage {
+                CpuStorage::F32(x) => CpuStorage::F32(x[start..end].to_vec()),
+                CpuStorage::F16(x) => CpuStorage::F16(x[start..end].to_vec()),
+                CpuStorage::BF16(x) => CpuStorage::BF16(x[start..end].to_vec()),
+                _ => candle_core::bail!("not a type that kernels take"),
+            };
+            return Ok(Given::Copied(card.upload(part, end - start)?));
+        }
         let (buffer, dtype) = match storage {
             CpuStorage::F32(x) => (HostBuffer::F32(Buffer::from_slice(&x[start..end])), DType::F32),
             CpuStorage::F16(x) => (HostBuffer::F16(Buffer::from_slice(&x[start..end])), DType::F16),
@@ -117,6 +169,10 @@ impl Gpu for Host {
             HostBuffer::F32(buffer) => CpuStorage::F32(buffer.to_vec()),
             HostBuffer::F16(buffer) => CpuStorage::F16(buffer.to_vec()),
             HostBuffer::BF16(buffer) => CpuStorage::BF16(buffer.to_vec()),
+            HostBuffer::Card(buffer) => match &self.card {
+                Some(card) => card.download(buffer, array.dtype, array.len)?,
+                None => return Err(Error::Device.into()),
+            },
         })
     }
 

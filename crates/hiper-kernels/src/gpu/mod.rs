@@ -14,6 +14,8 @@ mod cuda;
 pub(crate) mod host;
 pub(crate) mod product;
 mod replay;
+#[cfg(any(test, feature = "host-kernels"))]
+mod test_card;
 
 use candle_core::{DType, Layout, Result, Storage};
 
@@ -22,6 +24,9 @@ pub(crate) use bridge::{
     with_views,
 };
 pub(crate) use cuda::Cuda;
+
+#[cfg(test)]
+pub(crate) use test_card::TestCard;
 
 pub use bridge::is_card;
 pub use replay::Replay;
