@@ -1,10 +1,11 @@
-// Softmax of rows and its gradient, in place: for attention with heads of a size that attention.cu lacks (the VAE's only
-// head is 512 wide), between products of cublasLt.
+// Softmax of rows and its gradient, in place: between products of product.cu, for attention with heads of a size (the VAE's
+// only head is 512 wide) or type that attention.cu lacks, and for its gradient under a mask.
 //
 // softmax_{f32,f16,bf16}           scores become weights p = softmax(scale · scores)
 // softmax_gradient_{f32,f16,bf16}  gradients dp of the weights become scale · p ∘ (dp − Σ p ∘ dp), those of the scores
 //
-// Shapes  scores, gradients, weights [rows, columns], each row contiguous.
+// Shapes  scores, gradients, weights [rows, columns], each row contiguous. causal ≠ 0 hides columns behind that of the row's
+//         number: their weights, and so the gradients of their scores, are 0.
 // Types   exponentials and sums f32.
 // Launch  grid: rows; 256 threads, 128 bytes of shared memory.
 // Needs   compute capability 8.0. At most 20 registers.
@@ -24,16 +25,17 @@ DEVICE float block_max(float x, float* scratch) {
     return x;
 }
 
-template <typename T> DEVICE void softmax(T* scores, int columns, float scale) {
+template <typename T> DEVICE void softmax(T* scores, int columns, float scale, int causal) {
     float* scratch = reinterpret_cast<float*>(shared_memory());
     scores += static_cast<int64_t>(blockIdx.x) * columns;
+    int seen = causal ? min(columns, static_cast<int>(blockIdx.x) + 1) : columns;
     float maximum = -CUDART_INF_F, sum = 0.0f;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) maximum = fmaxf(maximum, scale * to_f32(scores[i]));
+    for (int i = threadIdx.x; i < seen; i += blockDim.x) maximum = fmaxf(maximum, scale * to_f32(scores[i]));
     maximum = block_max(maximum, scratch);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += __expf(scale * to_f32(scores[i]) - maximum);
+    for (int i = threadIdx.x; i < seen; i += blockDim.x) sum += __expf(scale * to_f32(scores[i]) - maximum);
     sum = block_sum(sum, scratch);
     for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-        scores[i] = from_f32<T>(__expf(scale * to_f32(scores[i]) - maximum) / sum);
+        scores[i] = from_f32<T>(i < seen ? __expf(scale * to_f32(scores[i]) - maximum) / sum : 0.0f);
     }
 }
 
@@ -49,7 +51,9 @@ template <typename T> DEVICE void softmax_gradient(T* gradients, const T* weight
 }
 
 #define OF_TYPE(T, type)                                                                                           \
-    KERNEL(softmax_##type, (256), T* scores, int columns, float scale) { softmax(scores, columns, scale); }        \
+    KERNEL(softmax_##type, (256), T* scores, int columns, float scale, int causal) {                               \
+        softmax(scores, columns, scale, causal);                                                                   \
+    }                                                                                                              \
     KERNEL(softmax_gradient_##type, (256), T* gradients, const T* weights, int columns, float scale) {             \
         softmax_gradient(gradients, weights, columns, scale);                                                      \
     }

@@ -12,8 +12,9 @@
 //!
 //! # Cards
 //! With the feature `cuda`, tensors and layers on a card ([`cuda_device`]) pass through the same functions. There tensors may be
-//! `f16` or `bf16` too, as the weights of the layers that they meet; sums are `f32`. Attention there has gradients for heads of 32,
-//! 40, 64, 80 and 160, in `f16` and `bf16`; without a mask.
+//! `f16` or `bf16` too, as the weights of the layers that they meet; sums are `f32`. Attention there is fast
+//! for heads of 32, 40, 64, 80 and 160 in `f16` and `bf16`, and its gradient without a mask; else it stores the scores of one head
+//! at a time.
 //!
 //! # Gradients
 //! Every operator can be differentiated with [`candle_core::Tensor::backward`]. This is not a matter of

@@ -6,31 +6,33 @@ use common::{Storage, Uniform, assert_close, values};
 use half::{bf16, f16};
 use host_kernels::{Buffer, Launch, LaunchError};
 
-fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
-    const ROWS: usize = 3;
+fn at_all_sizes<T: Storage>(rows: usize, causal: bool) -> Result<(), LaunchError> {
     const SCALE: f32 = 30.0; // the largest weight is then many times the smallest, and exp(30) alone fits
     for columns in [1, 31, 255, 256, 257, 1283] {
-        let scores: Vec<T> = Uniform(columns as u64).numbers(ROWS * columns);
+        let scores: Vec<T> = Uniform(columns as u64).numbers(rows * columns);
         let buffer = Buffer::from_slice(&scores);
         let name = format!("softmax_{}", T::NAME);
-        Launch { name: &name, grid: [ROWS as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128 }.run(&[
+        Launch { name: &name, grid: [rows as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128 }.run(&[
             (&buffer).into(),
             (columns as i32).into(),
             SCALE.into(),
+            i32::from(causal).into(),
         ])?;
         let expected: Vec<f64> = values(&scores)
             .chunks(columns)
-            .flat_map(|row| {
-                let exponentials = row.iter().map(|x| (x * f64::from(SCALE)).exp());
+            .enumerate()
+            .flat_map(|(row, scores)| {
+                let seen = if causal { columns.min(row + 1) } else { columns };
+                let exponentials = scores[..seen].iter().map(|x| (x * f64::from(SCALE)).exp());
                 let sum: f64 = exponentials.clone().sum();
-                exponentials.map(move |x| x / sum)
+                exponentials.map(move |x| x / sum).chain(std::iter::repeat_n(0.0, columns - seen))
             })
             .collect();
-        // Rounded once to T; exponents up to 60 in f32 before.
+        // Rounded once to T; exponents up to 60 in f32 before. What is hidden is 0.
         let relative = T::EPSILON / 2.0 + 64.0 * f64::from(f32::EPSILON);
-        let what = format!("{name} of {columns}");
+        let what = format!("{name} of {columns}, causal: {causal}");
         assert_close(&what, &values(&buffer.to_vec()), &expected, |i| {
-            relative * expected[i] + 2f64.powi(-25)
+            if expected[i] == 0.0 { 0.0 } else { relative * expected[i] + 2f64.powi(-25) }
         });
     }
     Ok(())
@@ -38,9 +40,13 @@ fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
 
 #[test]
 fn is_the_definition() -> Result<(), LaunchError> {
-    at_all_sizes::<f32>()?;
-    at_all_sizes::<f16>()?;
-    at_all_sizes::<bf16>()
+    // Rows beyond the threads of a block see more columns than it has.
+    for (rows, causal) in [(3, false), (259, true)] {
+        at_all_sizes::<f32>(rows, causal)?;
+        at_all_sizes::<f16>(rows, causal)?;
+        at_all_sizes::<bf16>(rows, causal)?;
+    }
+    Ok(())
 }
 
 fn gradient_at_all_sizes<T: Storage>() -> Result<(), LaunchError> {

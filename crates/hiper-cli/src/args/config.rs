@@ -19,23 +19,24 @@ pub fn check(common: &Common) -> Result<Compute> {
         })?,
         DeviceChoice::Metal => return Err(not_compiled_in("metal", "Metal")),
     };
-    let dtype = match (common.dtype, device.is_cpu()) {
-        (DTypeChoice::Auto | DTypeChoice::F32, true) => DType::F32,
-        (DTypeChoice::F16, true) => return Err(only_f32("f16")),
-        (DTypeChoice::Bf16, true) => return Err(only_f32("bf16")),
-        (DTypeChoice::Auto | DTypeChoice::F16, false) => DType::F16,
-        (DTypeChoice::Bf16, false) => DType::BF16,
-        (DTypeChoice::F32, false) => {
-            let message = "--dtype f32: a card computes in f16 or bf16";
-            return Err(Error::refused(message, "use --dtype f16, or --device cpu"));
-        }
-    };
+    let dtype = dtype(common.dtype, device.is_cpu())?;
     if let Some(threads) = common.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| {
             Error::refused(format!("--threads {threads}: {error}"), "ask for fewer threads")
         })?;
     }
     Ok(Compute { device, dtype, memory: common.memory })
+}
+
+/// What the networks compute in.
+fn dtype(choice: DTypeChoice, on_cpu: bool) -> Result<DType> {
+    Ok(match (choice, on_cpu) {
+        (DTypeChoice::Auto, true) | (DTypeChoice::F32, _) => DType::F32,
+        (DTypeChoice::F16, true) => return Err(only_f32("f16")),
+        (DTypeChoice::Bf16, true) => return Err(only_f32("bf16")),
+        (DTypeChoice::Auto | DTypeChoice::F16, false) => DType::F16,
+        (DTypeChoice::Bf16, false) => DType::BF16,
+    })
 }
 
 fn not_compiled_in(flag: &str, name: &str) -> Error {
@@ -60,5 +61,21 @@ pub fn look(sampling: &Sampling, tail_scale: f64) -> Look {
         scheduler: sampling.scheduler,
         negative_prompt: sampling.negative_prompt.clone(),
         tail_scale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_computes_in_every_type_and_a_cpu_in_one() {
+        use DTypeChoice::{Auto, Bf16, F16, F32};
+        for (choice, on_card) in
+            [(Auto, DType::F16), (F32, DType::F32), (F16, DType::F16), (Bf16, DType::BF16)]
+        {
+            assert_eq!(dtype(choice, false).unwrap(), on_card);
+            assert_eq!(dtype(choice, true).ok(), matches!(choice, Auto | F32).then_some(DType::F32));
+        }
     }
 }

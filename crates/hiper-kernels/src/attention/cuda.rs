@@ -1,9 +1,9 @@
-//! Attention on a card: `kernels/attention.cu` and `kernels/attention_backward.cu`.
+//! Attention on a card: `kernels/attention.cu` and `kernels/attention_backward.cu`, and `stored.rs` where those have no kernel.
 
 use candle_core::{DType, Result};
 
-use super::{AttentionMask, AttentionOp, AttentionShape, stored};
-use crate::Error;
+use super::{AttentionMask, AttentionShape, stored};
+use crate::gpu::product::Rows;
 use crate::gpu::{Argument, Array, Gpu, Launch, View, type_name};
 
 /// How the kernels of a head size are launched; the tables at the top of their sources.
@@ -77,11 +77,12 @@ pub(crate) struct Saved<'a, G: Gpu> {
     pub k: View<'a, G>,
     pub v: View<'a, G>,
     pub y: View<'a, G>,
-    /// `[B, H, Sq]`, `f32`.
-    pub log_sum_exp: View<'a, G>,
+    /// What [`forward`] returned of it.
+    pub log_sum_exp: Option<View<'a, G>>,
 }
 
-/// `y [B, Sq, H·D]` and, if it is to be kept, the log-sum-exp `[B, H, Sq]` of every row of scores.
+/// `y [B, Sq, H·D]` and, if it is to be kept and the gradient has kernels that read it, the log-sum-exp `[B, H, Sq]` of every row
+/// of scores.
 pub(crate) fn forward<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
@@ -89,13 +90,11 @@ pub(crate) fn forward<G: Gpu>(
     keep: bool,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
     let Some(call) = Call::new(shape, q.dtype) else {
-        if shape.mask != AttentionMask::None {
-            return Err(unsupported(shape, q.dtype));
-        }
         return Ok((stored::forward(gpu, shape, [q, k, v])?, None));
     };
     let y = gpu.alloc(q.dtype, q.len)?;
     let rows = shape.batch * shape.num_heads * shape.queries;
+    let keep = keep && Call::of_gradient(shape, q.dtype).is_some();
     let log_sum_exp = keep.then(|| gpu.alloc(DType::F32, rows)).transpose()?;
     let width = shape.width();
     let [causal, scale]: [Argument<'_, G>; 2] =
@@ -115,85 +114,121 @@ pub(crate) fn input_gradients<G: Gpu>(
     saved: &Saved<'_, G>,
     grad_output: View<'_, G>,
 ) -> Result<[Array<G>; 3]> {
-    let (dq, delta) = query_gradient(gpu, shape, saved, grad_output)?;
-    let [dk, dv] = key_gradients(gpu, shape, saved, grad_output, delta.view())?;
+    if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
+        let (dq, delta) = gradient.of_queries()?;
+        let [dk, dv] = gradient.of_keys(delta.view())?;
+        return Ok([dq, dk, dv]);
+    }
+    let Saved { q, k, v, .. } = *saved;
+    let (dq, dk, dv) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, k.len)?, gpu.alloc(v.dtype, v.len)?);
+    let rows = [&dq, &dk, &dv].map(|d| Rows::new(d.view(), shape.width()));
+    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows)?;
     Ok([dq, dk, dv])
 }
 
-/// `dq`, and what the gradients of keys and values need: δ `[B, H, Sq]`.
-pub(crate) fn query_gradient<G: Gpu>(
+/// `dq` and, if it is wanted, the gradient of the keys and values, where those are few: `[B, Sk, 2·H·D]`, a row of `dk` beside one
+/// of `dv`, in `f32` or as `q`.
+pub(crate) fn cross_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
     saved: &Saved<'_, G>,
     grad_output: View<'_, G>,
-) -> Result<(Array<G>, Array<G>)> {
-    let Saved { q, k, v, y, log_sum_exp } = *saved;
-    let call = Call::of_gradient(shape, q.dtype)?;
-    let dq = gpu.alloc(q.dtype, q.len)?;
-    let delta = gpu.alloc(DType::F32, log_sum_exp.len)?;
-    let pointers = [(&dq).into(), (&delta).into()];
-    let inputs = [grad_output, y, log_sum_exp, q, k, v].map(Argument::from);
-    let lengths = [shape.queries, shape.keys].map(Argument::from);
-    let strides = [shape.width(); 6].map(Argument::from);
-    let launch = call.launch("backward_queries", call.head.queries, shape.queries, 1);
-    let arguments =
-        [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
-    gpu.launch(&launch, &arguments)?;
-    Ok((dq, delta))
-}
-
-/// `[dk, dv]`: a block for some keys goes through all queries.
-pub(crate) fn key_gradients<G: Gpu>(
-    gpu: &G,
-    shape: &AttentionShape,
-    saved: &Saved<'_, G>,
-    grad_output: View<'_, G>,
-    delta: View<'_, G>,
-) -> Result<[Array<G>; 2]> {
-    let Saved { q, k, v, log_sum_exp, .. } = *saved;
-    let call = Call::of_gradient(shape, q.dtype)?;
-    let (dk, dv) = (gpu.alloc(k.dtype, k.len)?, gpu.alloc(k.dtype, k.len)?);
-    let pointers = [(&dk).into(), (&dv).into()];
-    let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
-    let lengths = [shape.queries, shape.keys].map(Argument::from);
-    let strides = [shape.width(); 6].map(Argument::from);
-    let launch = call.launch("backward_keys", call.head.keys, shape.keys, 1);
-    let arguments =
-        [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
-    gpu.launch(&launch, &arguments)?;
-    Ok([dk, dv])
-}
-
-/// The same of few keys, the last `n` of them, for many queries: blocks go through parts of the queries, and the parts' sums are
-/// added in a fixed order. `[B, n, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
-pub(crate) fn tail_gradients<G: Gpu>(
-    gpu: &G,
-    shape: &AttentionShape,
-    saved: &Saved<'_, G>,
-    grad_output: View<'_, G>,
-    delta: View<'_, G>,
-    n: usize,
-) -> Result<Array<G>> {
-    let Saved { q, k, v, log_sum_exp, .. } = *saved;
-    let call = Call::of_gradient(shape, q.dtype)?;
-    let (width, scale) = (shape.width(), shape.softmax_scale);
-    let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(MAX_BLOCKS_IN_Z / shape.batch).max(1);
-    let len = shape.batch * n * 2 * width;
-    let parts = gpu.alloc(DType::F32, splits * len)?;
-    let pointers = [parts.view(), parts.view().from(width)].map(Argument::from);
-    let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
-    let lengths = [shape.queries, shape.keys, n, splits].map(Argument::from);
-    let strides = [2 * width, 2 * width, width, width, width, width].map(Argument::from);
-    let launch = call.launch("backward_tail", call.head.tail, n, splits);
-    gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
-    if splits == 1 {
-        return Ok(parts);
+    of_keys: bool,
+) -> Result<(Array<G>, Option<Array<G>>)> {
+    if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
+        let (dq, delta) = gradient.of_queries()?;
+        let both = of_keys.then(|| gradient.of_few_keys(delta.view())).transpose()?;
+        return Ok((dq, both));
     }
-    let sums = gpu.alloc(DType::F32, len)?;
-    let (name, threads) = ("sum_splits_f32".into(), 256);
-    let launch = Launch { name, grid: [len.div_ceil(threads), 1, 1], threads, shared_bytes: 0 };
-    gpu.launch(&launch, &[(&sums).into(), (&parts).into(), len.into(), splits.into()])?;
-    Ok(sums)
+    let (&Saved { q, k, v, .. }, width) = (saved, shape.width());
+    let (dq, both) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, 2 * k.len)?);
+    let [dk, dv] = [0, width].map(|first| Rows::new(both.view().from(first), 2 * width));
+    stored::input_gradients(gpu, shape, [q, k, v], grad_output, [Rows::new(dq.view(), width), dk, dv])?;
+    Ok((dq, of_keys.then_some(both)))
+}
+
+/// The gradient's kernels, for a call that they take.
+struct Gradient<'a, G: Gpu> {
+    gpu: &'a G,
+    call: Call<'a>,
+    saved: &'a Saved<'a, G>,
+    log_sum_exp: View<'a, G>,
+    grad_output: View<'a, G>,
+}
+
+impl<'a, G: Gpu> Gradient<'a, G> {
+    /// None if they do not take it.
+    fn new(
+        gpu: &'a G,
+        shape: &'a AttentionShape,
+        saved: &'a Saved<'a, G>,
+        grad_output: View<'a, G>,
+    ) -> Result<Option<Self>> {
+        let Some(call) = Call::of_gradient(shape, saved.q.dtype) else { return Ok(None) };
+        let Some(log_sum_exp) = saved.log_sum_exp else {
+            candle_core::bail!("attention: backward of a pass that kept nothing")
+        };
+        Ok(Some(Self { gpu, call, saved, log_sum_exp, grad_output }))
+    }
+
+    /// `dq`, and what the gradients of keys and values need: δ `[B, H, Sq]`.
+    fn of_queries(&self) -> Result<(Array<G>, Array<G>)> {
+        let Self { gpu, ref call, saved: &Saved { q, k, v, y, .. }, log_sum_exp, grad_output } = *self;
+        let shape = call.shape;
+        let dq = gpu.alloc(q.dtype, q.len)?;
+        let delta = gpu.alloc(DType::F32, log_sum_exp.len)?;
+        let pointers = [(&dq).into(), (&delta).into()];
+        let inputs = [grad_output, y, log_sum_exp, q, k, v].map(Argument::from);
+        let lengths = [shape.queries, shape.keys].map(Argument::from);
+        let strides = [shape.width(); 6].map(Argument::from);
+        let launch = call.launch("backward_queries", call.head.queries, shape.queries, 1);
+        let arguments =
+            [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
+        gpu.launch(&launch, &arguments)?;
+        Ok((dq, delta))
+    }
+
+    /// `[dk, dv]`: a block for some keys goes through all queries.
+    fn of_keys(&self, delta: View<'_, G>) -> Result<[Array<G>; 2]> {
+        let Self { gpu, ref call, saved: &Saved { q, k, v, .. }, log_sum_exp, grad_output } = *self;
+        let shape = call.shape;
+        let (dk, dv) = (gpu.alloc(k.dtype, k.len)?, gpu.alloc(k.dtype, k.len)?);
+        let pointers = [(&dk).into(), (&dv).into()];
+        let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
+        let lengths = [shape.queries, shape.keys].map(Argument::from);
+        let strides = [shape.width(); 6].map(Argument::from);
+        let launch = call.launch("backward_keys", call.head.keys, shape.keys, 1);
+        let arguments =
+            [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
+        gpu.launch(&launch, &arguments)?;
+        Ok([dk, dv])
+    }
+
+    /// The same of few keys for many queries: blocks go through parts of the queries, and the parts' sums are added in a fixed
+    /// order. `[B, Sk, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
+    fn of_few_keys(&self, delta: View<'_, G>) -> Result<Array<G>> {
+        let Self { gpu, ref call, saved: &Saved { q, k, v, .. }, log_sum_exp, grad_output } = *self;
+        let shape = call.shape;
+        let (width, scale) = (shape.width(), shape.softmax_scale);
+        let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(MAX_BLOCKS_IN_Z / shape.batch).max(1);
+        let len = 2 * k.len;
+        let parts = gpu.alloc(DType::F32, splits * len)?;
+        let pointers = [parts.view(), parts.view().from(width)].map(Argument::from);
+        let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
+        // The kernel can do with the last of the keys; here it takes them all.
+        let lengths = [shape.queries, shape.keys, shape.keys, splits].map(Argument::from);
+        let strides = [2 * width, 2 * width, width, width, width, width].map(Argument::from);
+        let launch = call.launch("backward_tail", call.head.tail, shape.keys, splits);
+        gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
+        if splits == 1 {
+            return Ok(parts);
+        }
+        let sums = gpu.alloc(DType::F32, len)?;
+        let (name, threads) = ("sum_splits_f32".into(), 256);
+        let launch = Launch { name, grid: [len.div_ceil(threads), 1, 1], threads, shared_bytes: 0 };
+        gpu.launch(&launch, &[(&sums).into(), (&parts).into(), len.into(), splits.into()])?;
+        Ok(sums)
+    }
 }
 
 /// What the launches of a call have in common.
@@ -203,25 +238,6 @@ struct Call<'a> {
     dtype: DType,
 }
 
-/// Refuses what has no gradient on a card.
-pub(super) fn check_gradient(shape: &AttentionShape, dtype: DType) -> Result<()> {
-    Call::of_gradient(shape, dtype).map(|_| ())
-}
-
-fn unsupported(shape: &AttentionShape, dtype: DType) -> candle_core::Error {
-    let gradient_or_mask = match shape.mask {
-        AttentionMask::None => "the gradient of",
-        AttentionMask::Causal => "a causal mask over",
-    };
-    let heads = HEADS.each_ref().map(|head| head.dim);
-    let what = format!(
-        "{gradient_or_mask} heads of {} in {}; in f16 and bf16 there are {heads:?}",
-        shape.head_dim,
-        type_name(dtype)
-    );
-    Error::Unsupported { op: AttentionOp::NAME, what }.into()
-}
-
 impl<'a> Call<'a> {
     /// None if no kernel has the heads' size or type.
     fn new(shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
@@ -229,12 +245,9 @@ impl<'a> Call<'a> {
         matches!(dtype, DType::F16 | DType::BF16).then_some(Self { shape, head, dtype })
     }
 
-    fn of_gradient(shape: &'a AttentionShape, dtype: DType) -> Result<Self> {
-        if shape.mask != AttentionMask::None {
-            let what = "the gradient under a causal mask".into();
-            return Err(Error::Unsupported { op: AttentionOp::NAME, what }.into());
-        }
-        Self::new(shape, dtype).ok_or_else(|| unsupported(shape, dtype))
+    /// The same of the gradient, whose kernels know no mask.
+    fn of_gradient(shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
+        Self::new(shape, dtype).filter(|_| shape.mask == AttentionMask::None)
     }
 
     fn launch(&self, kernel: &str, plan: Plan, rows: usize, splits: usize) -> Launch {

@@ -1,40 +1,108 @@
-//! Attention on a card where no kernel has the heads' size (the VAE's only head is 512 wide) or type: a head's scores are
-//! stored, between two products. Forward only.
+//! Attention on a card where no kernel has the heads' size (the VAE's only head is 512 wide) or type, and the gradient under a
+//! mask: the scores of one head at a time are stored, between products. The backward pass computes them again.
 
-use candle_core::Result;
+use candle_core::{DType, Result};
 
-use super::AttentionShape;
+use super::{AttentionMask, AttentionShape};
 use crate::gpu::product::{self, Rows};
-use crate::gpu::{Argument, Array, Gpu, Launch, View, type_name};
+use crate::gpu::{Argument, Array, Gpu, Launch, View, cast, type_name};
 
-/// Shared memory of `kernels/softmax.cu`.
-const SHARED_BYTES: usize = 128;
-
-/// `y [B, Sq, H·D]`, without a mask.
+/// `y [B, Sq, H·D]`.
 pub(super) fn forward<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
     [q, k, v]: [View<'_, G>; 3],
 ) -> Result<Array<G>> {
-    let AttentionShape { batch, queries, keys, num_heads, head_dim, softmax_scale, .. } = *shape;
-    let width = shape.width();
-    let y = gpu.alloc(q.dtype, q.len)?;
-    let scores = gpu.alloc(q.dtype, queries * keys)?;
-    let weights = Rows::new(scores.view(), keys);
-    for (image, head) in (0..batch).flat_map(|image| (0..num_heads).map(move |head| (image, head))) {
-        let [from, to] = [queries, keys].map(|rows| image * rows * width + head * head_dim);
-        let rows = [Rows::new(q.from(from), width), Rows::new(k.from(to), width)];
-        product::by_rows(gpu, weights, rows, [queries, keys, head_dim], softmax_scale)?;
-        softmax(gpu, &scores, keys)?;
-        let (results, values) = (Rows::new(y.view().from(from), width), Rows::new(v.from(to), width));
-        product::by_columns(gpu, results, [weights, values], [queries, head_dim, keys])?;
+    let AttentionShape { queries, keys, head_dim, .. } = *shape;
+    let (y, weights) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(q.dtype, queries * keys)?);
+    let p = Rows::new(weights.view(), keys);
+    let [q, k, v, y_rows] = [q, k, v, y.view()].map(|x| Rows::new(x, shape.width()));
+    for head in Head::all(shape) {
+        let ([q, y], [k, v]) = (head.of([q, y_rows], queries), head.of([k, v], keys));
+        weigh(gpu, shape, p, [q, k])?;
+        product::by_columns(gpu, y, [p, v], [queries, head_dim, keys])?;
     }
     Ok(y)
 }
 
-/// Rows of scores become weights, in place.
-fn softmax<G: Gpu>(gpu: &G, scores: &Array<G>, keys: usize) -> Result<()> {
-    let launch = Launch::new(format!("softmax_{}", type_name(scores.dtype)), [scores.len / keys, 1, 1]);
-    let scale = Argument::F32(1.0);
-    gpu.launch(&Launch { shared_bytes: SHARED_BYTES, ..launch }, &[scores.into(), keys.into(), scale])
+/// With the weights `p` and `dp = dy vᵀ`: `ds` by the softmax's gradient, then `dq = ds k`, `dk = dsᵀ q`, `dv = pᵀ dy`.
+pub(super) fn input_gradients<G: Gpu>(
+    gpu: &G,
+    shape: &AttentionShape,
+    [q, k, v]: [View<'_, G>; 3],
+    grad_output: View<'_, G>,
+    [dq, dk, dv]: [Rows<'_, G>; 3],
+) -> Result<()> {
+    let AttentionShape { queries, keys, head_dim, softmax_scale, .. } = *shape;
+    let scores = queries * keys;
+    let (weights, gradients) = (gpu.alloc(q.dtype, scores)?, gpu.alloc(q.dtype, scores)?);
+    let [p, ds] = [&weights, &gradients].map(|x| Rows::new(x.view(), keys));
+    let [q, k, v, dy] = [q, k, v, grad_output].map(|x| Rows::new(x, shape.width()));
+    for head in Head::all(shape) {
+        let ([q, dy, dq], [k, v, dk, dv]) = (head.of([q, dy, dq], queries), head.of([k, v, dk, dv], keys));
+        weigh(gpu, shape, p, [q, k])?;
+        product::by_rows(gpu, ds, [dy, v], [queries, keys, head_dim], 1.0)?;
+        let arguments = [ds.view.into(), p.view.into(), keys.into(), softmax_scale.into()];
+        over_rows(gpu, "softmax_gradient", queries, ds.view, &arguments)?;
+        product::by_columns(gpu, dq, [ds, k], [queries, head_dim, keys])?;
+        for (to, matrix, by) in [(dk, ds, q), (dv, p, dy)] {
+            let transposed = transposed(gpu, matrix.view, [queries, keys])?;
+            let left = Rows::new(transposed.view(), queries);
+            product::by_columns(gpu, to, [left, by], [keys, head_dim, queries])?;
+        }
+    }
+    Ok(())
+}
+
+/// A head of an image.
+struct Head {
+    image: usize,
+    first_column: usize,
+}
+
+impl Head {
+    fn all(shape: &AttentionShape) -> impl Iterator<Item = Self> + use<> {
+        let AttentionShape { batch, num_heads, head_dim, .. } = *shape;
+        let of_image =
+            move |image| (0..num_heads).map(move |head| Self { image, first_column: head * head_dim });
+        (0..batch).flat_map(of_image)
+    }
+
+    /// Its part of matrices with so many rows an image.
+    fn of<'a, G: Gpu, const N: usize>(&self, matrices: [Rows<'a, G>; N], rows: usize) -> [Rows<'a, G>; N] {
+        matrices.map(|Rows { view, stride }| {
+            Rows::new(view.from(self.image * rows * stride + self.first_column), stride)
+        })
+    }
+}
+
+/// A head's weights, `softmax(scale · q kᵀ)`.
+fn weigh<G: Gpu>(gpu: &G, shape: &AttentionShape, p: Rows<'_, G>, [q, k]: [Rows<'_, G>; 2]) -> Result<()> {
+    let AttentionShape { queries, keys, head_dim, softmax_scale, .. } = *shape;
+    product::by_rows(gpu, p, [q, k], [queries, keys, head_dim], softmax_scale)?;
+    let causal = shape.mask == AttentionMask::Causal;
+    let arguments = [p.view.into(), keys.into(), Argument::F32(1.0), causal.into()];
+    over_rows(gpu, "softmax", queries, p.view, &arguments)
+}
+
+/// A kernel of `kernels/softmax.cu`.
+fn over_rows<G: Gpu>(
+    gpu: &G,
+    kernel: &str,
+    rows: usize,
+    scores: View<'_, G>,
+    arguments: &[Argument<'_, G>],
+) -> Result<()> {
+    const SHARED_BYTES: usize = 128;
+    let launch = Launch::new(format!("{kernel}_{}", type_name(scores.dtype)), [rows, 1, 1]);
+    gpu.launch(&Launch { shared_bytes: SHARED_BYTES, ..launch }, arguments)
+}
+
+/// By the kernel that puts the channels of pictures first, whose results are `f32`.
+fn transposed<G: Gpu>(gpu: &G, matrix: View<'_, G>, [rows, columns]: [usize; 2]) -> Result<Array<G>> {
+    let to = gpu.alloc(DType::F32, rows * columns)?;
+    let name = format!("channels_first_{}", type_name(matrix.dtype));
+    let arguments = [(&to).into(), matrix.into(), rows.into(), columns.into()];
+    gpu.launch(&Launch::over_rows(name, rows * columns, 1), &arguments)?;
+    cast(gpu, to, matrix.dtype)
 }

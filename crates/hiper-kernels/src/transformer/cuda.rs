@@ -52,13 +52,9 @@ struct SavedAttention<G: Gpu> {
 }
 
 impl<G: Gpu> SavedAttention<G> {
-    fn views(&self) -> Result<SavedScores<'_, G>> {
-        let Some(log_sum_exp) = &self.log_sum_exp else {
-            candle_core::bail!("transformer: backward of a pass that kept nothing")
-        };
-        let Self { q, k, v, y, .. } = self;
-        let log_sum_exp = log_sum_exp.view();
-        Ok(SavedScores { q: q.view(), k: k.view(), v: v.view(), y: y.view(), log_sum_exp })
+    fn views(&self) -> SavedScores<'_, G> {
+        let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(Array::view);
+        SavedScores { q, k, v, y, log_sum_exp: self.log_sum_exp.as_ref().map(Array::view) }
     }
 }
 
@@ -184,25 +180,21 @@ impl<G: Gpu> Pass<'_, G> {
         let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
         let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
 
-        let (shape, scores) = (self.shape(&block.attn2, self.keys), saved.attn2.views()?);
+        let (shape, scores) = (self.shape(&block.attn2, self.keys), saved.attn2.views());
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
-        let (dq, delta) = attention::query_gradient(gpu, &shape, &scores, d.view())?;
-        let dcontext = if wants_dcontext {
-            let both = attention::tail_gradients(gpu, &shape, &scores, d.view(), delta.view(), self.keys)?;
-            Some(self.context_gradient(&block.attn2, both, dcontext.as_ref().map(Array::view))?)
-        } else {
-            None
-        };
+        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), wants_dcontext)?;
+        drop(d);
+        let before = dcontext.as_ref().map(Array::view);
+        let dcontext = both.map(|both| self.context_gradient(&block.attn2, both, before)).transpose()?;
         if !wants_dx {
             return Ok((None, dcontext));
         }
-        drop((d, delta));
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_q.0, dq.view(), None)?;
         let (x1, around) = (saved.x1.view(), Some(dx2.view()));
         let dx1 = layer_norm::cuda::input_gradient(gpu, &block.norm2.0, x1, d.view(), around)?;
         drop((dx2, dq));
 
-        let (shape, scores) = (self.shape(&block.attn1, self.queries), saved.attn1.views()?);
+        let (shape, scores) = (self.shape(&block.attn1, self.queries), saved.attn1.views());
         let d = linear::cuda::input_gradient(gpu, &block.attn1.to_out.0, dx1.view(), None)?;
         let [dq, dk, dv] = attention::input_gradients(gpu, &shape, &scores, d.view())?;
         let d = linear::cuda::input_gradient(gpu, &block.attn1.to_q.0, dq.view(), None)?;
@@ -213,7 +205,7 @@ impl<G: Gpu> Pass<'_, G> {
         Ok((Some(dx), dcontext))
     }
 
-    /// From the gradients of keys and values, `[B, T, 2·H·D]` in `f32`, and of the blocks behind.
+    /// From the gradients of keys and values, `[B, T, 2·H·D]`, and of the blocks behind.
     fn context_gradient(
         &self,
         weights: &TransformerAttention,

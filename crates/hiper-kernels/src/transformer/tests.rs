@@ -134,11 +134,17 @@ fn matches_the_definition_kept_and_computed_again() {
 
 #[test]
 fn matches_the_definition_on_a_card() {
-    // Queries enough for the gradients of keys to be summed over two parts of them, once.
-    for (blocks, [batch, height, width, keys], dtype) in
-        [(1, [1, 12, 11, 7], DType::F16), (2, [2, 2, 3, 5], DType::F16), (1, [2, 3, 3, 17], DType::BF16)]
-    {
-        let sizes = Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks, dtype };
+    // Queries enough for the gradients of keys to be summed over two parts of them, once. No kernel has heads of 24 or `f32`.
+    for (blocks, [batch, height, width, keys], dtype, channels) in [
+        (1, [1, 12, 11, 7], DType::F16, 64),
+        (2, [2, 2, 3, 5], DType::F16, 64),
+        (1, [2, 3, 3, 17], DType::BF16, 64),
+        (2, [2, 3, 3, 5], DType::F32, 64),
+        (1, [2, 3, 2, 5], DType::F32, 12),
+        (1, [1, 3, 2, 16], DType::F16, 48),
+        (2, [2, 2, 3, 5], DType::BF16, 48),
+    ] {
+        let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks, dtype };
         let transformer = on_host(|| sizes.transformer());
         for memory in [Memory::Fast, Memory::Lean] {
             check_on_card(
