@@ -99,9 +99,9 @@ fn texts_pictures_and_latents_are_those_of_a_cpu() {
         let decoded = model.decode_latents(&latents).unwrap();
         [text, latents, decoded]
     };
-    let exact = run(&model(DType::F32, Memory::Fast));
+    let exact = run(&model(DType::F32, Memory::Fast, &Device::Cpu));
     for (dtype, tolerance) in [(DType::F32, F32_TOLERANCE), (DType::F16, F16_TOLERANCE)] {
-        let on_card = on_host(|| run(&model(dtype, Memory::Fast)));
+        let on_card = on_test_device(|device| run(&model(dtype, Memory::Fast, device)));
         for (got, expected) in on_card.iter().zip(&exact) {
             assert_eq!(got.dtype(), DType::F32);
             let error = relative_l2(got, expected).unwrap();

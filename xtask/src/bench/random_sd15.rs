@@ -236,7 +236,7 @@ fn unet_config() -> Value {
 fn vae_config() -> Value {
     json!({
         "_class_name": "AutoencoderKL", "sample_size": 512, "in_channels": 3, "out_channels": 3, "latent_channels": 4,
-        "down_block_types": ["DownEncoderBlock2D"; 4], "up_block_types": ["UpDecoderBlock2D"; 4],
+        "down_block_types": (["DownEncoderBlock2D"; 4]), "up_block_types": (["UpDecoderBlock2D"; 4]),
         "block_out_channels": VAE_CHANNELS, "layers_per_block": 2, "norm_num_groups": 32, "act_fn": "silu",
         "scaling_factor": 0.18215,
     })

@@ -112,7 +112,8 @@ impl Training<'_> {
                     losses[i].add(step.loss);
                 }
                 let position = self.position(runs).saturating_sub(to_come);
-                self.tell(runs, position, steps, &losses, seconds, pace.mean_seconds(seconds));
+                let seconds_left = pace.mean_seconds(seconds) * (self.train_steps - position) as f64;
+                self.tell(runs, steps, &losses, Time { position, seconds, seconds_left });
             }
             // Where one is due, no round comes after.
             let last = rounds.last().map(Vec::as_slice).unwrap_or_default();
@@ -172,15 +173,7 @@ impl Training<'_> {
         going.map(|run| run.personalisation.steps_taken()).min().unwrap_or(self.train_steps)
     }
 
-    fn tell(
-        &self,
-        runs: &[Run<'_>],
-        position: usize,
-        steps: &[(usize, Step)],
-        losses: &[RunningMean],
-        seconds: f64,
-        mean_seconds: f64,
-    ) {
+    fn tell(&self, runs: &[Run<'_>], steps: &[(usize, Step)], losses: &[RunningMean], time: Time) {
         let loss = |i: usize, step: Step| Loss {
             timestep: step.timestep,
             loss: step.loss,
@@ -195,9 +188,14 @@ impl Training<'_> {
             [(i, step)] if subjects.is_empty() => Losses::One(loss(i, step)),
             _ => Losses::Batch { subjects: &subjects },
         };
-        let (step, train_steps) = (position, self.train_steps);
-        let seconds_left = mean_seconds * (train_steps - step) as f64;
-        self.console.event(&Event::Step { step, train_steps, losses, seconds, seconds_left });
+        let Time { position: step, seconds, seconds_left } = time;
+        self.console.event(&Event::Step {
+            step,
+            train_steps: self.train_steps,
+            losses,
+            seconds,
+            seconds_left,
+        });
     }
 
     fn interrupted(&self, runs: &[Run<'_>]) -> Error {
@@ -208,6 +206,13 @@ impl Training<'_> {
             Err(error) => error,
         }
     }
+}
+
+/// How far all are, how long the step took, and how long the rest will.
+struct Time {
+    position: usize,
+    seconds: f64,
+    seconds_left: f64,
 }
 
 fn due(step: usize, every: usize) -> bool {

@@ -14,6 +14,7 @@ pub(crate) struct TestCard {
 }
 
 impl TestCard {
+    #[cfg(test)]
     pub(crate) fn new(device: Device) -> Result<Self> {
         let card = Cuda::new(device.as_cuda_device()?)?;
         Ok(Self { device, card })
