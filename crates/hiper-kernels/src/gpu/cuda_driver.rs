@@ -4,6 +4,10 @@
 //! driver's functions lead to the driver, once it is open. Those of the libraries' fail, as nothing here calls them; but for
 //! handles, which candle makes with every device: they are null, and can be set up. So a program needs the driver alone.
 
+// SAFETY: of the assembly: a function jumps, its arguments untouched, to the driver's of the same name, or returns a status that
+// says that it did nothing.
+#![allow(unsafe_code)]
+
 use std::ffi::{CStr, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -25,7 +29,6 @@ pub(super) fn open() -> Result<(), Error> {
 fn find_functions() -> Result<(), String> {
     // SAFETY: (1) the driver is made to be opened so, and stays open; (2) names end with a zero; (3) the slots are as many as the
     // names, which the same list makes; (4) `dlerror` gives text after a failure, which is copied before anything else fails.
-    #[allow(unsafe_code)]
     unsafe {
         let driver = libc::dlopen(DRIVER.as_ptr(), libc::RTLD_NOW);
         if driver.is_null() {
@@ -48,7 +51,6 @@ macro_rules! driver {
         /// Their names, each with a zero at its end.
         const FUNCTIONS: &[&str] = &[$(concat!(stringify!($function), "\0")),*];
 
-        #[allow(unsafe_code)]
         unsafe extern "C" {
             static hiper_driver: [AtomicPtr<c_void>; FUNCTIONS.len()];
         }
