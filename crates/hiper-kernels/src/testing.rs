@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::cpu::isa::Isa;
-use crate::gpu::TestCard;
-use crate::gpu::host::{on_host, test_device};
+use crate::gpu::host::on_host;
+use crate::gpu::{TestCard, test_device};
 
 /// The card that runs the tests' kernels, if one was named; without it the CPU does.
 pub(crate) fn card() -> Option<TestCard> {

@@ -2,9 +2,8 @@
 //! compiled as C++ (`kernels/host`). This crate's can run on a card instead (`test_card.rs`), with tensors on the CPU all the same.
 
 use std::cell::Cell;
-use std::sync::LazyLock;
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
 use super::test_card::TestCard;
@@ -40,30 +39,6 @@ pub fn on_host<R>(f: impl FnOnce() -> R) -> R {
     let result = f();
     ON.set(false);
     result
-}
-
-/// Calls `f` with the device of tensors that a card's kernels compute: the card that `HIPER_TEST_DEVICE=cuda:0` names, or else
-/// the CPU, [as a card](on_host).
-pub fn on_test_device<R>(f: impl FnOnce(&Device) -> R) -> R {
-    match test_device() {
-        Some(card) => f(&card),
-        None => on_host(|| f(&Device::Cpu)),
-    }
-}
-
-/// The card that tests run on, if `HIPER_TEST_DEVICE` names one.
-///
-/// # Panics
-/// When it cannot be opened: tests that should run there must not run elsewhere.
-pub(crate) fn test_device() -> Option<Device> {
-    static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| {
-        let name = std::env::var("HIPER_TEST_DEVICE").ok()?;
-        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
-        let card = ordinal.ok_or_else(|| "expected cuda:N".to_owned());
-        let card = card.and_then(|ordinal| crate::cuda_device(ordinal).map_err(|error| error.to_string()));
-        Some(card.unwrap_or_else(|error| panic!("HIPER_TEST_DEVICE={name}: {error}")))
-    });
-    DEVICE.clone()
 }
 
 /// Memory between guards that tests look at whenever it is read.

@@ -15,7 +15,7 @@ pub(crate) mod host;
 pub(crate) mod product;
 mod replay;
 #[cfg(any(test, feature = "host-kernels"))]
-mod test_card;
+pub(crate) mod test_card;
 
 use candle_core::{DType, Layout, Result, Storage};
 
@@ -26,7 +26,7 @@ pub(crate) use bridge::{
 pub(crate) use cuda::Cuda;
 
 #[cfg(test)]
-pub(crate) use test_card::TestCard;
+pub(crate) use test_card::{TestCard, test_device};
 
 pub use bridge::is_card;
 pub use replay::Replay;

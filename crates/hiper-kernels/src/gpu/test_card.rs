@@ -1,13 +1,40 @@
 //! A card for tests whose tensors are on the CPU: what kernels read is copied to it, what they write is copied back.
 
+use std::sync::LazyLock;
+
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 
 use super::bridge::keep;
-use super::host::{Host, HostBuffer};
+use super::host::{Host, HostBuffer, on_host};
 use super::{Argument, Array, Cuda, Gpu, Launch, View};
 use crate::Error;
 
+/// Calls `f` with the device of tensors that a card's kernels compute: the card that `HIPER_TEST_DEVICE=cuda:0` names, or else
+/// the CPU, [as a card](on_host).
+pub fn on_test_device<R>(f: impl FnOnce(&Device) -> R) -> R {
+    match test_device() {
+        Some(card) => f(&card),
+        None => on_host(|| f(&Device::Cpu)),
+    }
+}
+
+/// The card that tests run on, if `HIPER_TEST_DEVICE` names one.
+///
+/// # Panics
+/// When it cannot be opened: tests that should run there must not run elsewhere.
+pub(crate) fn test_device() -> Option<Device> {
+    static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| {
+        let name = std::env::var("HIPER_TEST_DEVICE").ok()?;
+        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        let card = ordinal.ok_or_else(|| "expected cuda:N".to_owned());
+        let card = card.and_then(|ordinal| crate::cuda_device(ordinal).map_err(|error| error.to_string()));
+        Some(card.unwrap_or_else(|error| panic!("HIPER_TEST_DEVICE={name}: {error}")))
+    });
+    DEVICE.clone()
+}
+
+/// Kernels on a card, tensors on the CPU.
 pub(crate) struct TestCard {
     device: Device,
     card: Cuda,
