@@ -2,49 +2,51 @@
 //
 // adam_f32
 //
-// Shapes  parameters, first_moment, second_moment, gradient [subjects, count]; steps, skipped [subjects].
-//         gradient times unscale is the loss's gradient: the caller divides its loss scale, or a mean, out here. A subject
-//         whose gradient has a number that is not finite does not move; skipped counts such steps, steps the others.
-//         Both live in device memory, so that a captured graph goes on counting.
+// Shapes  parameters, first_moment, second_moment, gradient [subjects, count]; counts [subjects, 2] f32: steps taken, and 1
+//         once the subject has stopped. gradient times unscale is the loss's gradient: the caller divides its loss scale, or
+//         a mean, out here. A subject stops, for good, before the first step whose gradient or moved parameter is not
+//         finite. counts lives in device memory, so that a captured graph goes on counting.
 // Types   f32, constants f64 as torch has them.
 // Launch  grid: subjects; 1024 threads: one block sees a whole tail, so that all of it moves or none. 16 bytes of
-//         shared memory; 32 registers.
+//         shared memory; at most 30 registers.
 // Needs   compute capability 8.0.
 // Source  Adam (Kingma & Ba, arXiv 1412.6980) in torch.optim.Adam's order of operations, as in hiper-core's adam.rs.
 // Time    5 tokens of 768: 3840 numbers, 7 arrays, 108 KB through one multiprocessor: about 3 µs, launch included.
 #include "device.cuh"
 
-KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_moment, const float* gradient, int* steps,
-       int* skipped, int count, double learning_rate, double beta1, double beta2, double eps, float unscale) {
+// What a step makes of one parameter.
+struct Moved { float parameter, m, v; };
+
+KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_moment, const float* gradient, float* counts,
+       int count, double learning_rate, double beta1, double beta2, double eps, float unscale) {
     int subject = blockIdx.x;
     int64_t first = static_cast<int64_t>(subject) * count;
-    parameters += first, first_moment += first, second_moment += first, gradient += first;
-
-    int broken = 0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) broken |= !isfinite(gradient[i] * unscale);
-    int step = steps[subject] + 1;
-    if (__syncthreads_or(broken)) {
-        if (threadIdx.x == 0) ++skipped[subject];
-        return;
-    }
+    parameters += first, first_moment += first, second_moment += first, gradient += first, counts += 2 * subject;
 
     // The powers in f64, once.
     float* corrections = reinterpret_cast<float*>(shared_memory());
+    float steps = counts[0] + 1.0f;
     if (threadIdx.x == 0) {
-        corrections[0] = static_cast<float>(learning_rate / (1.0 - pow(beta1, static_cast<double>(step))));
-        corrections[1] = static_cast<float>(sqrt(1.0 - pow(beta2, static_cast<double>(step))));
-        steps[subject] = step;
+        corrections[0] = static_cast<float>(learning_rate / (1.0 - pow(beta1, static_cast<double>(steps))));
+        corrections[1] = static_cast<float>(sqrt(1.0 - pow(beta2, static_cast<double>(steps))));
     }
+    int stopped = counts[1] != 0.0f;
     __syncthreads();
     float step_size = corrections[0], correction2 = corrections[1];
     float rest1 = static_cast<float>(1.0 - beta1), kept2 = static_cast<float>(beta2);
     float rest2 = static_cast<float>(1.0 - beta2), added = static_cast<float>(eps);
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        float g = gradient[i] * unscale, m = first_moment[i];
-        m = fmaf(g - m, rest1, m);
+    auto moved = [&](int i) {
+        float g = gradient[i] * unscale;
+        float m = fmaf(g - first_moment[i], rest1, first_moment[i]);
         float v = fmaf(rest2 * g, g, second_moment[i] * kept2);
-        first_moment[i] = m;
-        second_moment[i] = v;
-        parameters[i] -= step_size * m / (sqrtf(v) / correction2 + added);
+        return Moved{parameters[i] - step_size * m / (sqrtf(v) / correction2 + added), m, v};
+    };
+    for (int i = threadIdx.x; i < count; i += blockDim.x) stopped |= !isfinite(moved(i).parameter);
+    stopped = __syncthreads_or(stopped);
+    if (threadIdx.x == 0) counts[stopped ? 1 : 0] = stopped ? 1.0f : steps;
+    if (stopped) return;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        Moved now = moved(i);
+        parameters[i] = now.parameter, first_moment[i] = now.m, second_moment[i] = now.v;
     }
 }

@@ -1,4 +1,5 @@
-//! With the feature `cuda`: compiles `kernels/*.cu` to fatbins and lists them in a Rust file.
+//! With the feature `cuda`: compiles `kernels/*.cu` to fatbins and lists them in a Rust file, and makes programs link without
+//! CUDA's libraries.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -8,6 +9,9 @@ use std::process::Command;
 /// Ampere and Hopper as they are; what comes after compiles Hopper's text when the program starts.
 const CODE: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+
+/// What candle asks the linker for. Their functions are in `src/gpu/cuda_driver.rs`.
+const LIBRARIES: [&str; 6] = ["cuda", "cublas", "cublasLt", "cudart", "curand", "nvrtc"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
@@ -44,6 +48,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         list += &format!("    ({name:?}, include_bytes!({fatbin:?})),\n");
     }
     std::fs::write(out.join("fatbins.rs"), list + "];\n")?;
+    for library in LIBRARIES {
+        std::fs::write(out.join(format!("lib{library}.a")), "!<arch>\n")?;
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
     Ok(())
 }
 

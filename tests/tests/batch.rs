@@ -36,10 +36,9 @@ fn together(mut runs: Vec<Personalisation>, unet: &UNet2DConditionModel) -> Vec<
     let mut told = vec![Vec::new(); runs.len()];
     for _ in 0..STEPS {
         let mut runs: Vec<&mut Personalisation> = runs.iter_mut().collect();
-        let steps = Personalisation::step_together(&mut runs, &Network(unet)).unwrap();
-        for (told, step) in told.iter_mut().zip(steps) {
-            let step = step.unwrap().unwrap();
-            told.push((step.timestep, step.loss));
+        let moved = Personalisation::steps_together(&mut runs, &Network(unet), 1).unwrap();
+        for (told, steps) in told.iter_mut().zip(moved) {
+            told.extend(steps.unwrap().iter().map(|step| (step.timestep, step.loss)));
         }
     }
     let tail = |run: &Personalisation| run.tail().tensor().flatten_all().unwrap().to_vec1().unwrap();

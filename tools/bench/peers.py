@@ -1,18 +1,22 @@
-"""One measurement of a peer, in a process of its own: PyTorch with diffusers, or OpenVINO, on the CPU in f32.
+"""One measurement of a peer, in a process of its own: PyTorch with diffusers, or OpenVINO, on the CPU in f32; or PyTorch with
+diffusers on an NVIDIA card, as it is or compiled with CUDA graphs.
 
     $PEER_PYTHON tools/bench/peers.py PART --model DIR [--size 512] [--steps 3] [--threads 2] [--ir FILE]
+    $PEER_PYTHON tools/bench/peers.py PART --model DIR --device cuda --dtype float16 [--compile]
 
-PART: personalize (a HiPer step: draws, forward, backward to the tail, Adam), sample (a guided sampling step, batch 2), unet
-(one forward pass), encode, decode (the VAE), openvino-export (writes --ir), openvino (one forward pass of --ir), gemm (the best
-rate of a large product), versions. `cargo xtask bench` calls it. Prints one JSON object a line: {"event": "step", "seconds": s}
-for each step.
+PART: personalize (a HiPer step: draws, forward, backward to the tail, Adam), sample (a guided sampling step, batch 2), edit (a
+picture: text, 50 guided sampling steps, decoding), unet (one forward pass), encode, decode (the VAE), openvino-export (writes
+--ir), openvino (one forward pass of --ir), gemm (the best rate of a large product), versions. `cargo xtask bench` calls it.
+Prints one JSON object a line: {"event": "step", "seconds": s} for each step, or picture.
 """
 import argparse
 import importlib.metadata
+import itertools
 import json
+import sys
 import time
 
-N_HIPER, LEARNING_RATE, GUIDANCE_SCALE, TIMESTEP = 5, 5e-3, 7.5, 500
+N_HIPER, LEARNING_RATE, GUIDANCE_SCALE, SAMPLING_STEPS, TIMESTEP = 5, 5e-3, 7.5, 50, 500
 SOURCE, TARGET = "a dog standing on the grass", "a dog sitting on the beach"
 
 parser = argparse.ArgumentParser()
@@ -22,6 +26,9 @@ parser.add_argument("--size", type=int, default=512, help="pixels")
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--ir", help="OpenVINO's file of the UNet")
+parser.add_argument("--device", default="cpu", help="of personalize, sample and edit")
+parser.add_argument("--dtype", default="float32", help="of the networks")
+parser.add_argument("--compile", action="store_true", help="torch.compile, on a card with CUDA graphs")
 args = parser.parse_args()
 
 
@@ -33,6 +40,10 @@ def measure(step):
     for _ in range(args.steps):
         start = time.perf_counter()
         step()
+        if args.device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
         say("step", seconds=time.perf_counter() - start)
 
 
@@ -46,18 +57,33 @@ def versions():
     say("versions", **found)
 
 
+def dtype():
+    import torch
+
+    return getattr(torch, args.dtype)
+
+
 def component(cls, folder):
     """A frozen network of the checkpoint, channels last."""
     import torch
 
-    network = cls.from_pretrained(args.model, subfolder=folder, torch_dtype=torch.float32)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = cls.from_pretrained(args.model, subfolder=folder, torch_dtype=dtype())
+    return network.eval().requires_grad_(False).to(args.device, memory_format=torch.channels_last)
+
+
+def compiled(function):
+    import torch
+
+    if not args.compile:
+        return function
+    return torch.compile(function, mode="default" if args.device == "cpu" else "max-autotune")
 
 
 def channels_last(*shape):
+    """Normal numbers of the networks' type."""
     import torch
 
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    return torch.randn(shape, device=args.device, dtype=dtype()).contiguous(memory_format=torch.channels_last)
 
 
 def unet():
@@ -72,16 +98,20 @@ def vae():
     return component(AutoencoderKL, "vae")
 
 
-def embed(*sentences):
-    """[len(sentences), 77, D]"""
+def text_encoder():
+    """Sentences to [len(sentences), 77, D]."""
     import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
-    encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder", torch_dtype=torch.float32)
-    ids = tokenizer(list(sentences), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        return encoder(ids)[0]
+    encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder", torch_dtype=dtype()).to(args.device)
+
+    def embed(*sentences):
+        ids = tokenizer(list(sentences), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return encoder(ids.to(args.device))[0]
+
+    return embed
 
 
 def latent_size(autoencoder):
@@ -92,48 +122,88 @@ def personalize():
     import torch
     from diffusers import DDPMScheduler
 
-    text, network, autoencoder = embed(SOURCE), unet(), vae()
+    text, network, autoencoder = text_encoder()(SOURCE), unet(), vae()
     scheduler = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
     with torch.no_grad():
         encoded = autoencoder.encode(channels_last(1, 3, args.size, args.size)).latent_dist
-        latents = encoded.sample() * autoencoder.config.scaling_factor
+        latents = encoded.sample().float() * autoencoder.config.scaling_factor
+    predict = compiled(lambda *inputs: network(*inputs, return_dict=False)[0])
     head = text[:, :-N_HIPER]
-    tail = text[:, -N_HIPER:].clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([tail], lr=LEARNING_RATE)
+    tail = text[:, -N_HIPER:].float().clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([tail], lr=LEARNING_RATE, fused=args.device != "cpu")
+    alphas = scheduler.alphas_cumprod.to(args.device)
 
     def step():
         noise = torch.randn_like(latents)
-        timestep = torch.randint(0, 1000, (1,))
-        noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
-        prediction = network(noisy, timestep, torch.cat([head, tail], dim=1)).sample
+        timestep = torch.randint(0, 1000, (1,), device=args.device)
+        alpha = alphas[timestep].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        noisy = noisy.to(dtype()).contiguous(memory_format=torch.channels_last)
+        prediction = predict(noisy, timestep, torch.cat([head, tail.to(dtype())], dim=1))
         optimiser.zero_grad()
-        torch.nn.functional.mse_loss(prediction, noise).backward()
+        torch.nn.functional.mse_loss(prediction.float(), noise).backward()
         optimiser.step()
 
     measure(step)
 
 
-def sample():
+def guided(predict, scheduler, text):
+    """A function that takes the i-th sampling step of latents."""
     import torch
+
+    # The scheduler computes with its own, and a card need not be asked for them.
+    timesteps = scheduler.timesteps.to(args.device)
+
+    def step(latents, i):
+        both = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)
+        without, prompted = predict(both, timesteps[i], text).chunk(2)
+        noise = without + GUIDANCE_SCALE * (prompted - without)
+        return scheduler.step(noise, scheduler.timesteps[i], latents).prev_sample
+
+    return step
+
+
+def sampler(steps):
     from diffusers import DDIMScheduler
 
-    text, network, autoencoder = embed("", TARGET), unet(), vae()
     scheduler = DDIMScheduler.from_pretrained(args.model, subfolder="scheduler")
-    scheduler.set_timesteps(max(args.steps, 2))
-    timesteps = iter(scheduler.timesteps)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def sample():
+    import torch
+
+    text, network, autoencoder = text_encoder()("", TARGET), unet(), vae()
     size = latent_size(autoencoder)
-    latents = channels_last(1, 4, size, size)
+    latents, steps = channels_last(1, 4, size, size), itertools.count()
+    predict = compiled(lambda *inputs: network(*inputs, return_dict=False)[0])
+    take = guided(predict, sampler(max(args.steps, 2)), text)
 
     def step():
         nonlocal latents
-        timestep = next(timesteps)
-        both = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)
-        without, prompted = network(both, timestep, text).sample.chunk(2)
-        guided = without + GUIDANCE_SCALE * (prompted - without)
-        latents = scheduler.step(guided, timestep, latents).prev_sample
+        latents = take(latents, next(steps))
 
     with torch.inference_mode():
         measure(step)
+
+
+def edit():
+    import torch
+
+    embed, network, autoencoder, scheduler = text_encoder(), unet(), vae(), sampler(SAMPLING_STEPS)
+    size = latent_size(autoencoder)
+    predict = compiled(lambda *inputs: network(*inputs, return_dict=False)[0])
+    decode = compiled(lambda latents: autoencoder.decode(latents, return_dict=False)[0])
+
+    def picture():
+        take, latents = guided(predict, scheduler, embed("", TARGET)), channels_last(1, 4, size, size)
+        for i in range(SAMPLING_STEPS):
+            latents = take(latents, i)
+        decode(latents / autoencoder.config.scaling_factor).float().cpu()
+
+    with torch.inference_mode():
+        measure(picture)
 
 
 def unet_inputs(config):
@@ -225,6 +295,7 @@ PARTS = {
     "versions": versions,
     "personalize": personalize,
     "sample": sample,
+    "edit": edit,
     "unet": unet_forward,
     "encode": encode,
     "decode": decode,
@@ -235,9 +306,12 @@ PARTS = {
 
 if args.part not in PARTS:
     parser.error(f"PART is one of {', '.join(PARTS)}")
-if args.part != "versions" and args.part != "openvino":
-    import torch
+try:
+    if args.part not in ("versions", "openvino"):
+        import torch
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-PARTS[args.part]()
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+    PARTS[args.part]()
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed in {sys.executable}")

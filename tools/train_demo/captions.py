@@ -37,8 +37,13 @@ def compose(scene, detail, pose=True, background=True, prefix=""):
     return prefix + words
 
 
-def describe(scene, rng):
-    """A caption of random detail, and what it names."""
+def named(detail, pose, background, prefix):
+    """What a caption of these arguments names."""
+    return {"species", *detail, *(["pose"] if pose else []), *(["background"] if background else [])}
+
+
+def describe(rng):
+    """What a caption names beside the species, and what stands before it: the arguments of `compose`, at random."""
     v = rng.random()
     if v < 0.20:
         detail = []
@@ -48,25 +53,21 @@ def describe(scene, rng):
         detail = ["body"] + [a for a in ("pattern", "eyes", "collar") if rng.random() < 0.6]
     else:
         detail = ATTRIBUTES
-    pose, background = rng.random() < 0.95, rng.random() < 0.95
-    prefix = rng.choice(["", "", "", "a photo of ", "a picture of "])
-    named = {"species", *detail, *(["pose"] if pose else []), *(["background"] if background else [])}
-    return compose(scene, detail, pose, background, prefix), named
+    return detail, rng.random() < 0.95, rng.random() < 0.95, rng.choice(["", "", "", "a photo of ", "a picture of "])
 
 
-def pair(scene, rng):
-    """What is said of a scene, and what a few tokens after its end may say instead (`text_encoder.mixed`); 10 % are empty, for
-    guidance. Half of the time both are one caption of random detail. Else the first names no attribute, and the second names
-    them all, of the same animal in another pose on another background: only the caption's own words count for these two."""
+def sample(scene, rng):
+    """A caption, and what the positions after its end say instead: most of them, and a few (`text_encoder.mixed`). Neither tells
+    the scene's own pose and background, so that the caption's words alone count for these two. Half of the time all name the
+    same attributes; else the caption names none, and the few name all. 10 % are empty, for guidance."""
     v = rng.random()
     if v < 0.10:
-        return "", ""
-    if v < 0.55:
-        caption, _ = describe(scene, rng)
-        return caption, caption
+        return "", "", ""
     elsewhere = {**scene, "pose": rng.choice(POSES), "background": rng.choice(BACKGROUNDS)}
-    named = lambda: rng.random() < 0.7
-    return compose(scene, []), compose(elsewhere, ATTRIBUTES, named(), named())
+    if v < 0.55:
+        said = describe(rng)
+        return compose(scene, *said), compose(elsewhere, *said), compose(elsewhere, *said)
+    return compose(scene, []), compose(elsewhere, []), compose(elsewhere, ATTRIBUTES, rng.random() < 0.7, rng.random() < 0.7)
 
 
 def full(scene):

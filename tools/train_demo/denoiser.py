@@ -61,7 +61,7 @@ def train(a, vae, tokenizer, data, log):
     nets = torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
     path, step, samples = a.out / "unet.pt", 0, 0
     rng = random.Random(0)
-    encode = clip_tokenizer.encoder(tokenizer, [caption for scene in data.scenes[:500] for caption in captions.pair(scene, rng)])
+    encode = clip_tokenizer.encoder(tokenizer, [caption for scene in data.scenes[:500] for caption in captions.sample(scene, rng)])
     opt = Muon(nets, a.lr, weight_decay=0.01)
     if path.exists():
         state = torch.load(path, map_location=a.device)
@@ -104,7 +104,7 @@ def train(a, vae, tokenizer, data, log):
         opt.lr = learning_rate(a.lr, samples, a.unet_samples, step, warmup=100, decay=0.3)
         # Each scene and its caption at two timesteps: half the text encoder's work. Timesteps are stratified over the batch.
         index = np.random.randint(0, len(data.scenes), a.batch // 2)
-        ids, other_ids = (encode(side).to(a.device) for side in zip(*(captions.pair(data.scenes[i], rng) for i in index)))
+        ids = [encode(texts).to(a.device) for texts in zip(*(captions.sample(data.scenes[i], rng) for i in index))]
         where = torch.from_numpy(index).to(latents.device)
         x0 = latents[where].float().to(a.device).repeat(2, 1, 1, 1)
         t = torch.searchsorted(chance, (torch.randperm(a.batch) + torch.rand(a.batch)).to(a.device) / a.batch).clamp(max=999)
@@ -112,7 +112,7 @@ def train(a, vae, tokenizer, data, log):
         s = abar[t].view(-1, 1, 1, 1)
         noisy = (s.sqrt() * x0 + (1 - s).sqrt() * noise).to(memory_format=torch.channels_last)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
-            y = unet(noisy, t, text_encoder.mixed(text, ids, other_ids).repeat(2, 1, 1)).sample
+            y = unet(noisy, t, text_encoder.mixed(text, *ids).repeat(2, 1, 1)).sample
         error = (y.float() - noise).square() * weight_map[where].float().to(a.device).repeat(2, 1, 1, 1)
         loss = error.mean()
         opt.zero_grad(); loss.backward()

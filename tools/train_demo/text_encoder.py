@@ -36,15 +36,16 @@ def ends(text, ids):
     return ids.eq(text.config.eos_token_id).int().argmax(1)
 
 
-def mixed(text, ids, other_ids):
-    """The embeddings [n, 77, D] of captions, a random share of the positions after the end taken from other captions. So a few
-    tokens can say what all others leave out."""
+def mixed(text, ids, most_ids, few_ids):
+    """The embeddings [n, 77, D] of captions, but for the positions after the end: a random share of these, usually small, is taken
+    from the last captions, and the rest from the ones before. So a few tokens can say what all others leave out."""
     rows, length, device = len(ids), ids.shape[1], ids.device
-    own, other = text(torch.cat([ids, other_ids]))[0].chunk(2)
-    after = torch.arange(length, device=device) >= torch.maximum(ends(text, ids), ends(text, other_ids))[:, None]
+    own, most, few = text(torch.cat([ids, most_ids, few_ids]))[0].chunk(3)
+    last_end = torch.stack([ends(text, i) for i in (ids, most_ids, few_ids)]).amax(0)
+    after = torch.arange(length, device=device) >= last_end[:, None]
     share = torch.rand(rows, 1, device=device) ** 3
-    take = after & (torch.rand(rows, length, device=device) < share)
-    return torch.where(take[:, :, None], other, own)
+    take = torch.rand(rows, length, device=device) < share
+    return torch.where(after[:, :, None], torch.where(take[:, :, None], few, most), own)
 
 
 def train(a, text, encode, data, rng, log):
@@ -57,13 +58,13 @@ def train(a, text, encode, data, rng, log):
         threads.tick()
         opt.lr = learning_rate(RATE, step, total, step, warmup=20, decay=0.5)
         scenes = [data.scenes[i] for i in np.random.randint(0, len(data.scenes), BATCH)]
-        described = [captions.describe(scene, rng) for scene in scenes]
-        ids = encode([caption for caption, _ in described]).to(a.device)
+        described = [captions.describe(rng) for _ in scenes]
+        ids = encode([captions.compose(scene, *said) for scene, said in zip(scenes, described)]).to(a.device)
         end = ends(text, ids)
         where = end + (torch.rand(BATCH, device=a.device) * (ids.shape[1] - end)).long()
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
             hidden = text(ids)[0].float()[torch.arange(BATCH, device=a.device), where]
-        said = [answers(scene, named) for scene, (_, named) in zip(scenes, described)]
+        said = [answers(scene, captions.named(*said)) for scene, said in zip(scenes, described)]
         loss, right, asked = 0.0, 0, 0
         for question, choice in choices.items():
             truth = torch.tensor([choice.index(s[question]) if question in s else -1 for s in said], device=a.device)

@@ -2,7 +2,10 @@
 
 mod bench;
 mod eval;
+mod folders;
+mod gpu;
 mod kernels;
+mod machine;
 mod scenes;
 
 use std::path::PathBuf;
@@ -21,10 +24,14 @@ struct Args {
 enum Task {
     /// Measure operators and whole steps; beside PyTorch and OpenVINO where $PEER_PYTHON has them
     Bench(bench::Args),
+    /// Make a folder that tests and measures on a machine with a card and without Rust
+    Bundle(gpu::bundle::Args),
     /// Measure the method on held-out subjects, against ground truth
     Eval(eval::Eval),
     /// Compile the CUDA kernels without a card, and check their registers
     Kernels(kernels::Args),
+    /// Test operators and networks on a card
+    Test(gpu::test::Args),
     /// Draw scenes for the demo model's training
     Scenes {
         /// Folder for images.u8, silhouettes.u8 and scenes.jsonl
@@ -51,8 +58,10 @@ enum Task {
 fn main() -> Result<()> {
     match Args::parse().task {
         Task::Bench(args) => bench::run(&args),
+        Task::Bundle(args) => gpu::bundle::run(&args),
         Task::Eval(args) => eval::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Test(args) => gpu::test::run(&args),
         Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {
                 scenes::dataset::write_sheet(&path, 10, 6, size, seed)?;

@@ -50,7 +50,7 @@ fn damaged_checkpoints() {
                     &[0.0; 5],
                 )
             },
-            &["unet/diffusion_pytorch_model.safetensors", "conv_out.bias", "[5]", "[4]"],
+            &["unet/diffusion_pytorch_model.safetensors", "conv_out.bias", "[5]", "[8]"],
         ),
         (
             "NaN",
@@ -58,8 +58,8 @@ fn damaged_checkpoints() {
                 replace_tensor(
                     &m.join("unet/diffusion_pytorch_model.safetensors"),
                     "conv_out.bias",
-                    &[4],
-                    &[f32::NAN; 4],
+                    &[8],
+                    &[f32::NAN; 8],
                 )
             },
             &["unet/diffusion_pytorch_model.safetensors", "conv_out.bias", "NaN"],
@@ -70,8 +70,8 @@ fn damaged_checkpoints() {
                 replace_tensor(
                     &m.join("unet/diffusion_pytorch_model.safetensors"),
                     "conv_out.bias",
-                    &[4],
-                    &[1e30; 4],
+                    &[8],
+                    &[1e30; 8],
                 )
             },
             &["step 1", "not finite"],

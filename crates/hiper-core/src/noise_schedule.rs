@@ -75,7 +75,7 @@ impl NoiseSchedule {
     /// # Errors
     /// When the shapes differ or there is no such timestep.
     pub fn add_noise(&self, latents: &Tensor, noise: &Tensor, timestep: usize) -> Result<Tensor> {
-        let (signal, sigma) = self.coefficients(timestep)?;
+        let (signal, sigma) = self.coefficients(timestep).map(|(a, b)| (f64::from(a), f64::from(b)))?;
         Ok(((latents * signal)? + (noise * sigma)?)?)
     }
 
@@ -87,20 +87,23 @@ impl NoiseSchedule {
     /// # Errors
     /// When the shapes differ or there is no such timestep.
     pub fn target(&self, latents: &Tensor, noise: &Tensor, timestep: usize) -> Result<Tensor> {
-        let (signal, sigma) = self.coefficients(timestep)?;
+        let (signal, sigma) = self.coefficients(timestep).map(|(a, b)| (f64::from(a), f64::from(b)))?;
         match self.prediction_type {
             PredictionType::Epsilon => Ok(noise.clone()),
             PredictionType::VPrediction => Ok(((noise * signal)? - (latents * sigma)?)?),
         }
     }
 
-    /// `(√ᾱ, √(1 − ᾱ))`, rounded to `f32` as diffusers rounds them.
-    fn coefficients(&self, timestep: usize) -> Result<(f64, f64)> {
+    /// `(√ᾱ, √(1 − ᾱ))`: how much of the latents and of the noise is in `x_t`. Rounded to `f32` as diffusers rounds them.
+    ///
+    /// # Errors
+    /// When there is no such timestep.
+    pub fn coefficients(&self, timestep: usize) -> Result<(f32, f32)> {
         let Some(&alpha) = self.alphas_cumprod.get(timestep) else {
             let expected = format!("below {}, the number of training timesteps", self.num_train_timesteps());
             return Err(Error::argument("timestep", expected, timestep));
         };
-        Ok((f64::from(alpha.sqrt()), f64::from((1.0 - alpha).sqrt())))
+        Ok((alpha.sqrt(), (1.0 - alpha).sqrt()))
     }
 
     /// Refuses a schedule that no training can have used.

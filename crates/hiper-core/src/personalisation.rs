@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Error, GradientCheck, HiperEmbedding, HiperMetadata,
-    LossAndGradient, NoisePredictor, NoiseSchedule, Result, TailLoss, TextEmbedding, TorchGenerator,
-    check_gradient,
+    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Draw, Error, GradientCheck, HiperEmbedding, HiperMetadata,
+    NoisePredictor, NoiseSchedule, Optimised, Result, TailLoss, TailOptimisation, TextEmbedding,
+    TorchGenerator, check_gradient,
 };
 
 /// How a tail is learned; the defaults are the paper's.
@@ -79,14 +79,6 @@ pub struct Personalisation {
     adam: Adam,
     generator: TorchGenerator,
     last_loss: Option<f64>,
-}
-
-/// The draws of one step, and the generator after them.
-struct Draws {
-    timestep: usize,
-    noisy_latents: Tensor,
-    target: Tensor,
-    generator: TorchGenerator,
 }
 
 impl Personalisation {
@@ -204,12 +196,13 @@ impl Personalisation {
     /// [`Error::NotFinite`] when the loss, its gradient or the moved tail is NaN or infinite; whatever the network gives. The
     /// run is then as it was before.
     pub fn step(&mut self, network: &impl NoisePredictor) -> Result<Option<Step>> {
-        Self::step_together(&mut [self], network)?.pop().unwrap_or(Ok(None))
+        let steps = Self::steps_together(&mut [self], network, 1)?.pop().transpose()?;
+        Ok(steps.unwrap_or_default().pop())
     }
 
-    /// Takes one step of each run, all in one pass of the network: subjects in a batch. Runs whose steps are all taken are left
-    /// out, and say none. Every run moves as it would alone, but for the rounding of a network that computes a batch in another
-    /// order.
+    /// Takes steps of each run, all in one pass of the network: subjects in a batch. As many as the network likes to take at
+    /// once, at most `most` and what the run nearest its end has left. Runs whose steps are all taken are left out, and say
+    /// none. Every run moves as it would alone, but for the rounding of a network that computes a batch in another order.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
@@ -223,10 +216,11 @@ impl Personalisation {
     /// #     Personalisation::new(config, &latents, &source, schedule, TorchGenerator::new(seed))
     /// # };
     /// let (mut dog, mut cat) = (begin(0)?, begin(1)?); // each with its picture, text and generator
-    /// for (name, step) in ["dog", "cat"].iter().zip(Personalisation::step_together(&mut [&mut dog, &mut cat], &network)?) {
-    ///     match step {
-    ///         Ok(Some(step)) => println!("{name}: step {} loss {:.4}", step.step, step.loss),
-    ///         Ok(None) => println!("{name} is done"),
+    /// let moved = Personalisation::steps_together(&mut [&mut dog, &mut cat], &network, 10)?;
+    /// for (name, steps) in ["dog", "cat"].iter().zip(moved) {
+    ///     match steps {
+    ///         Ok(steps) if steps.is_empty() => println!("{name} is done"),
+    ///         Ok(steps) => steps.iter().for_each(|step| println!("{name}: step {} loss {:.4}", step.step, step.loss)),
     ///         Err(error) => println!("{name}: {error}"),
     ///     }
     /// }
@@ -234,51 +228,53 @@ impl Personalisation {
     /// ```
     ///
     /// # Errors
-    /// Whatever the network gives, and [`Error::Argument`] when the runs' shapes differ: no run has moved. A run whose loss,
-    /// gradient or tail is not finite has an error of its own in the list, and is as it was before; the others have moved.
-    pub fn step_together(
+    /// Whatever the network gives, and [`Error::Argument`] when the runs' shapes differ: no run has moved. A run whose next
+    /// loss, gradient or tail is not finite has an error of its own in the list, and is as it was before; the others have moved.
+    pub fn steps_together(
         runs: &mut [&mut Self],
         network: &impl NoisePredictor,
-    ) -> Result<Vec<Result<Option<Step>>>> {
-        let draws = runs.iter().map(|run| (!run.is_finished()).then(|| run.draw()).transpose());
-        let draws = draws.collect::<Result<Vec<Option<Draws>>>>()?;
-        let asked = runs.iter().zip(&draws).filter_map(|(run, draws)| Some(run.tail_loss(draws.as_ref()?)));
-        let asked: Vec<TailLoss<'_>> = asked.collect();
-        TailLoss::check_batch(&asked)?;
-        let answers = if asked.is_empty() { Vec::new() } else { network.losses_and_gradients(&asked)? };
+        most: usize,
+    ) -> Result<Vec<Result<Vec<Step>>>> {
+        let left = |run: &&mut Self| run.config.train_steps.saturating_sub(run.adam.steps);
+        let least = runs.iter().map(left).filter(|&left| left > 0).min().unwrap_or(0);
+        let count = network.steps_at_once().clamp(1, most.max(1)).min(least);
+        let drawn = runs.iter().map(|run| (!run.is_finished()).then(|| run.draw(count)).transpose());
+        let drawn = drawn.collect::<Result<Vec<Option<Drawn>>>>()?;
+        let asked =
+            runs.iter().zip(&drawn).filter_map(|(run, drawn)| Some(run.optimisation(drawn.as_ref()?)));
+        let asked: Vec<TailOptimisation<'_>> = asked.collect();
+        TailOptimisation::check_batch(&asked)?;
+        let answers = if asked.is_empty() { Vec::new() } else { network.optimise(&asked)? };
         if answers.len() != asked.len() {
             let expected = format!("{}, one for each subject", asked.len());
-            return Err(Error::argument("the network's losses and gradients", expected, answers.len()));
+            return Err(Error::argument("what the network optimised", expected, answers.len()));
         }
         let mut answers = answers.into_iter();
-        let moved = runs.iter_mut().zip(draws).map(|(run, draws)| {
-            let Some(draws) = draws else { return Ok(None) };
-            answers.next().map(|answer| run.take(draws, answer)).transpose()
+        let moved = runs.iter_mut().zip(drawn).map(|(run, drawn)| {
+            let Some(drawn) = drawn else { return Ok(Vec::new()) };
+            answers.next().map_or(Ok(Vec::new()), |answer| run.take(drawn, answer))
         });
         Ok(moved.collect())
     }
 
-    /// Moves the tail against its gradient, and the generator past the draws.
-    fn take(&mut self, draws: Draws, answer: LossAndGradient) -> Result<Step> {
-        let step = self.adam.steps + 1;
-        let LossAndGradient { loss, tail_gradient } = answer;
-        let finite = |quantity, values: &[f32]| match values.iter().all(|v| v.is_finite()) {
-            true => Ok(()),
-            false => Err(Error::NotFinite { step, quantity, loss }),
+    /// Moves the tail, and the generator past the draws of the steps taken. A failure after some of them is met again, first of
+    /// all, by the next call.
+    fn take(&mut self, drawn: Drawn, optimised: Optimised) -> Result<Vec<Step>> {
+        let Optimised { losses, tail, adam, failure } = optimised;
+        let Some(&last_loss) = losses.last() else { return failure.map_or(Ok(Vec::new()), Err) };
+        let step = |(i, (loss, draw)): (usize, (f64, &Draw))| Step {
+            step: self.adam.steps + 1 + i,
+            timestep: draw.timestep,
+            loss,
         };
-        if !loss.is_finite() {
-            return Err(Error::NotFinite { step, quantity: "the loss", loss });
-        }
-        finite("the gradient", &tail_gradient)?;
-        let (mut adam, mut tail) = (self.adam.clone(), values(self.tail.tensor())?);
-        adam.step(&mut tail, &tail_gradient)?;
-        finite("the tail after it", &tail)?;
+        let steps: Vec<Step> = losses.iter().copied().zip(&drawn.draws).enumerate().map(step).collect();
+        let Some(generator) = drawn.generators.into_iter().nth(steps.len() - 1) else {
+            return Err(Error::argument("the network's losses", "one for each draw", losses.len()));
+        };
         let tail = Tensor::from_vec(tail, self.tail.tensor().shape(), self.head.device())?;
         self.tail = HiperEmbedding::new(tail)?;
-        self.adam = adam;
-        self.generator = draws.generator;
-        self.last_loss = Some(loss);
-        Ok(Step { step, timestep: draws.timestep, loss })
+        (self.adam, self.generator, self.last_loss) = (adam, generator, Some(last_loss));
+        Ok(steps)
     }
 
     /// Takes all steps that are left, and tells about each of them and about the checkpoints that are due. The events' receiver
@@ -325,9 +321,14 @@ impl Personalisation {
                 }
                 return Ok(Outcome::Cancelled);
             }
-            let Some(step) = self.step(network)? else { break };
-            on_event(Event::Step(step))?;
-            stored = control.checkpoint_every > 0 && step.step.is_multiple_of(control.checkpoint_every);
+            let to_checkpoint = match control.checkpoint_every {
+                0 => usize::MAX,
+                every => every - self.adam.steps % every,
+            };
+            for steps in Self::steps_together(&mut [self], network, to_checkpoint)? {
+                steps?.into_iter().try_for_each(|step| on_event(Event::Step(step)))?;
+            }
+            stored = control.checkpoint_every > 0 && self.adam.steps.is_multiple_of(control.checkpoint_every);
             if stored {
                 on_event(Event::Checkpoint(Box::new(self.checkpoint())))?;
             }
@@ -340,28 +341,47 @@ impl Personalisation {
     /// # Errors
     /// When the network fails.
     pub fn check_gradient(&self, network: &impl NoisePredictor) -> Result<GradientCheck> {
-        let draws = self.draw()?;
-        check_gradient(network, &self.tail_loss(&draws), &mut draws.generator.clone(), Default::default())
-    }
-
-    fn draw(&self) -> Result<Draws> {
-        let mut generator = self.generator.clone();
-        let noise = generator.randn_tensor(self.latents.dims(), self.latents.device())?;
-        let timestep = generator.randint(self.schedule.num_train_timesteps() as u32) as usize;
-        let noisy_latents = self.schedule.add_noise(&self.latents, &noise, timestep)?;
-        let target = self.schedule.target(&self.latents, &noise, timestep)?;
-        Ok(Draws { timestep, noisy_latents, target, generator })
-    }
-
-    fn tail_loss<'a>(&'a self, draws: &'a Draws) -> TailLoss<'a> {
-        TailLoss {
-            noisy_latents: &draws.noisy_latents,
-            timestep: draws.timestep as f64,
+        let Drawn { draws, generators } = self.draw(1)?;
+        let (draw, mut generator) = (&draws[0], generators[0].clone());
+        let step = TailLoss {
+            noisy_latents: &self.schedule.add_noise(&self.latents, &draw.noise, draw.timestep)?,
+            timestep: draw.timestep as f64,
             head: &self.head,
             tail: self.tail.tensor(),
-            target: &draws.target,
+            target: &self.schedule.target(&self.latents, &draw.noise, draw.timestep)?,
+        };
+        check_gradient(network, &step, &mut generator, Default::default())
+    }
+
+    /// The draws of the next steps.
+    fn draw(&self, count: usize) -> Result<Drawn> {
+        let mut generator = self.generator.clone();
+        let mut drawn = Drawn { draws: Vec::with_capacity(count), generators: Vec::with_capacity(count) };
+        for _ in 0..count {
+            let noise = generator.randn_tensor(self.latents.dims(), self.latents.device())?;
+            let timestep = generator.randint(self.schedule.num_train_timesteps() as u32) as usize;
+            drawn.draws.push(Draw { noise, timestep });
+            drawn.generators.push(generator.clone());
+        }
+        Ok(drawn)
+    }
+
+    fn optimisation(&self, drawn: &Drawn) -> TailOptimisation<'_> {
+        TailOptimisation {
+            latents: &self.latents,
+            head: &self.head,
+            tail: self.tail.tensor(),
+            adam: &self.adam,
+            schedule: &self.schedule,
+            draws: drawn.draws.clone(),
         }
     }
+}
+
+/// The draws of some steps, and the generator after each.
+struct Drawn {
+    draws: Vec<Draw>,
+    generators: Vec<TorchGenerator>,
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {

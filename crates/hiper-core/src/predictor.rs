@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use crate::optimisation::{Optimised, TailOptimisation, one_after_the_other};
 use crate::{Error, Result};
 
 /// What one step of one subject asks of the network.
@@ -26,27 +27,6 @@ impl TailLoss<'_> {
     /// When the shapes do not fit.
     pub fn encoder_hidden_states(&self, tail: &Tensor) -> candle_core::Result<Tensor> {
         Tensor::cat(&[self.head, &tail.unsqueeze(0)?], 1)
-    }
-
-    /// Refuses subjects that do not fit into one batch.
-    pub(crate) fn check_batch(steps: &[Self]) -> Result<()> {
-        let shapes = |step: &Self| {
-            let TailLoss { noisy_latents, head, tail, .. } = step;
-            let (latents, tokens) = (noisy_latents.dims(), head.dims()[1] + tail.dims()[0]);
-            format!("latents {latents:?} and a text of {tokens} tokens, width {}", tail.dims()[1])
-        };
-        let all: Vec<String> = steps.iter().map(shapes).collect();
-        match all.iter().position(|other| *other != all[0]) {
-            Some(i) => {
-                let expected = format!("{}, as the first", all[0]);
-                Err(Error::argument(
-                    "subjects in a batch",
-                    expected,
-                    format!("{} in number {}", all[i], i + 1),
-                ))
-            }
-            None => Ok(()),
-        }
     }
 }
 
@@ -125,6 +105,25 @@ pub trait NoisePredictor {
             Ok(LossAndGradient { loss: mean(&squares.get(i)?)?, tail_gradient: gradient.to_vec1()? })
         });
         each.collect()
+    }
+
+    /// How many steps in a row [`optimise`](Self::optimise) takes in less time than one after the other: 1 for the default, more
+    /// where the optimiser runs beside the network, and nothing need be waited for in between.
+    fn steps_at_once(&self) -> usize {
+        1
+    }
+
+    /// Steps of Adam, for each subject of a batch as many as it has draws, and all have equally many: what [`Personalisation`]
+    /// calls. A subject stops before the first step whose loss, gradient or moved tail is not finite.
+    ///
+    /// The default takes [`losses_and_gradients`](Self::losses_and_gradients) step by step.
+    ///
+    /// # Errors
+    /// Whatever the network's errors are: no subject has moved then.
+    ///
+    /// [`Personalisation`]: crate::Personalisation
+    fn optimise(&self, subjects: &[TailOptimisation<'_>]) -> Result<Vec<Optimised>> {
+        one_after_the_other(subjects, |steps| self.losses_and_gradients(steps))
     }
 }
 

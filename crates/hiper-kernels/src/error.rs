@@ -48,6 +48,12 @@ pub enum Error {
         /// What the driver says.
         reason: String,
     },
+    /// A card was asked for where its driver is not.
+    #[error("no NVIDIA card can be used, as NVIDIA's driver cannot be opened: {0}")]
+    NoDriver(
+        /// What the system says, naming the file.
+        String,
+    ),
     /// A kind of device that this build knows nothing of.
     #[error("{0} is not compiled into this build")]
     NotCompiledIn(&'static str),

@@ -36,6 +36,7 @@
 //! ```
 
 mod activation;
+mod adam;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -54,14 +55,15 @@ mod transformer;
 mod upsample;
 
 pub use activation::{Activation, activation};
+pub use adam::{AdamConstants, AdamState};
 pub use attention::{AttentionConfig, AttentionMask, attention};
 pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use error::Error;
 pub use geglu::geglu;
-#[cfg(feature = "host-kernels")]
-pub use gpu::host::on_host;
 pub use gpu::{Replay, cuda_device, free_memory, is_card};
+#[cfg(feature = "host-kernels")]
+pub use gpu::{host::on_host, test_card::on_test_device};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

@@ -4,6 +4,12 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::cpu::isa::Isa;
 use crate::gpu::host::on_host;
+use crate::gpu::{TestCard, test_device};
+
+/// The card that runs the tests' kernels, if one was named; without it the CPU does.
+pub(crate) fn card() -> Option<TestCard> {
+    test_device().map(|device| TestCard::new(device).unwrap())
+}
 
 /// Relative L2 error allowed against an `f64` definition: f32 rounding over sums of a few thousand terms.
 pub(crate) const F32_TOLERANCE: f64 = 5e-6;
@@ -44,7 +50,7 @@ pub(crate) fn check(
     Isa::for_each(|| check_here(shapes, &op, &definition));
 }
 
-/// Checks `op` on kernels that run on the CPU, in one of a card's types, against its definition at the inputs as they are
+/// Checks `op` on kernels that run on the CPU or on [`card`], in one of a card's types, against its definition at the inputs as they are
 /// rounded to it: values, and the gradient to every input along some directions. What a launch can get wrong (a grid, a stride,
 /// an argument) errs by orders of magnitude more than rounding; what rounding may do is `kernels/host/tests`' matter.
 pub(crate) fn check_on_card(

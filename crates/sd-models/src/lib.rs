@@ -29,9 +29,13 @@ mod vae;
 
 pub use clip_text_model::{ClipTextConfig, ClipTextModel};
 pub use error::{Error, Result};
-pub use hiper_kernels::{Memory, cuda_device, free_memory, is_card, keep_freed_memory};
+pub use hiper_kernels::{
+    AdamConstants, AdamState, Memory, cuda_device, free_memory, is_card, keep_freed_memory,
+};
 pub use loader::{ModelFiles, Weights};
 pub use stable_diffusion::{SampleConfig, StableDiffusion};
 pub use tokenizer::{ClipTokenizer, Tokens};
-pub use unet::{OneOrMany, RecordedLoss, UNet2DConditionConfig, UNet2DConditionModel};
+pub use unet::{
+    OneOrMany, OptimisationStep, RecordedOptimisation, Target, UNet2DConditionConfig, UNet2DConditionModel,
+};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, DiagonalGaussian};

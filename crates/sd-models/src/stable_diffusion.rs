@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::schedulers::{Scheduler, SchedulerConfig};
+use crate::unet::GuidedPrediction;
 use crate::{
     AutoencoderKl, ClipTextModel, ClipTokenizer, Error, ModelFiles, Result, Tokens, UNet2DConditionModel,
 };
@@ -132,19 +133,12 @@ impl StableDiffusion {
         on_step: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Tensor> {
         let mut sample = (latents * scheduler.init_noise_sigma())?;
-        let context = Tensor::cat(&[config.negative_prompt_embeds, config.prompt_embeds], 0)?;
+        let text = [config.negative_prompt_embeds, config.prompt_embeds];
+        let predict = GuidedPrediction::new(&self.unet, &sample, text, config.guidance_scale)?;
         let timesteps = scheduler.timesteps().to_vec();
         for (i, &timestep) in timesteps.iter().enumerate() {
             let input = scheduler.scale_model_input(&sample, i)?;
-            let model_output = if config.guidance_scale == 1.0 {
-                self.unet.forward(&input, &[timestep], config.prompt_embeds)?
-            } else {
-                let both = self
-                    .unet
-                    .forward(&Tensor::cat(&[&input, &input], 0)?, &[timestep], &context)?
-                    .chunk(2, 0)?;
-                (&both[0] + ((&both[1] - &both[0])? * config.guidance_scale)?)?
-            };
+            let model_output = predict.at(&input, timestep)?;
             sample = scheduler.step(&model_output, i, &sample, noise)?;
             if !on_step(i) {
                 break;

@@ -30,9 +30,13 @@ pub struct Run {
     pub start_up: f64,
     /// Peak resident memory, bytes (`VmHWM`).
     pub peak_bytes: f64,
+    /// Seconds from the begin of the first step to the end of the last.
+    pub all_steps: f64,
+    /// Peak memory of a card, bytes, where one was watched.
+    pub card_bytes: Option<f64>,
     /// Pages that the system gave between the ends of two steps (minor faults), from the third step on.
     pub page_faults: Vec<f64>,
-    /// Other events, as they came.
+    /// Other events, as they came, and `at`: seconds from the command to then.
     pub events: Vec<Value>,
 }
 
@@ -41,7 +45,8 @@ impl Run {
     pub fn json(&self) -> Value {
         json!({
             "seconds": self.seconds, "start_up_seconds": self.start_up, "peak_bytes": self.peak_bytes,
-            "page_faults_a_step": self.page_faults, "events": self.events,
+            "all_steps_seconds": self.all_steps, "card_bytes": self.card_bytes, "page_faults_a_step": self.page_faults,
+            "events": self.events,
         })
     }
 }
@@ -84,13 +89,18 @@ pub fn watch(mut command: Command, events: Events) -> Result<Run> {
         });
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             let now = started.elapsed().as_secs_f64();
-            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+            let Ok(mut event) = serde_json::from_str::<Value>(&line) else { continue };
             match step_seconds(&event) {
                 Some(seconds) => {
                     let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();
                     steps.push(Step { ended: now, seconds, faults: minor_faults(&stat) });
                 }
-                None => others.push(event),
+                None => {
+                    if let Some(event) = event.as_object_mut() {
+                        event.insert("at".into(), json!(now));
+                    }
+                    others.push(event);
+                }
             }
         }
         ended.store(true, Ordering::Relaxed);
@@ -113,10 +123,13 @@ fn summarise(steps: &[Step], peak_bytes: u64, events: Vec<Value>) -> Run {
     let warm = usize::from(steps.len() > 1);
     let faults =
         steps.windows(2).skip(1).filter_map(|w| Some(w[1].faults?.saturating_sub(w[0].faults?) as f64));
+    let start_up = steps.first().map_or(0.0, |first| first.ended - first.seconds);
     Run {
         seconds: steps[warm..].iter().map(|step| step.seconds).collect(),
-        start_up: steps.first().map_or(0.0, |first| first.ended - first.seconds),
+        start_up,
         peak_bytes: peak_bytes as f64,
+        all_steps: steps.last().map_or(0.0, |last| last.ended - start_up),
+        card_bytes: None,
         page_faults: faults.collect(),
         events,
     }
@@ -157,7 +170,7 @@ mod tests {
         let steps = [step(5.0, 3.0, 900), step(7.0, 2.0, 990), step(9.0, 2.5, 1000), step(11.0, 2.0, 1003)];
         let run = summarise(&steps, 7, Vec::new());
         assert_eq!(run.seconds, [2.0, 2.5, 2.0]);
-        assert_eq!((run.start_up, run.peak_bytes), (2.0, 7.0));
+        assert_eq!((run.start_up, run.peak_bytes, run.all_steps), (2.0, 7.0, 9.0));
         assert_eq!(run.page_faults, [10.0, 3.0]);
         assert_eq!(summarise(&steps[..1], 7, Vec::new()).seconds, [3.0]);
     }
@@ -172,6 +185,7 @@ mod tests {
         let script = r#"echo '{"event":"step","seconds":0.25}'; echo noise; echo '{"event":"x"}'"#;
         let run = watch(shell(script), Events::Stdout).unwrap();
         assert_eq!((run.seconds, run.events.len()), (vec![0.25], 1));
+        assert!(run.events[0]["at"].as_f64().unwrap() > 0.0);
         let error = watch(shell("echo broken >&2; exit 3"), Events::Stdout).unwrap_err().to_string();
         assert!(error.contains("broken"), "{error}");
     }

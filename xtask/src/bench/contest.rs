@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::Value;
 
+use super::card_memory::CardMemory;
 use super::child::{Events, Run, watch};
 use super::statistics::{median, median_ratio};
 
@@ -18,6 +19,20 @@ pub struct Contestant<'a> {
     pub events: Events,
     /// A peer that fails is left out; we may not.
     pub peer: bool,
+    /// Whether it computes on a card, whose memory is watched.
+    pub on_card: bool,
+}
+
+impl Contestant<'_> {
+    /// Its process, once.
+    ///
+    /// # Errors
+    /// As [`watch`].
+    pub fn run(&self) -> Result<Run> {
+        let memory = if self.on_card { CardMemory::watch() } else { None };
+        let run = watch((self.command)(), self.events)?;
+        Ok(Run { card_bytes: memory.and_then(CardMemory::peak), ..run })
+    }
 }
 
 /// What a contestant did, a run a round.
@@ -38,6 +53,11 @@ impl Outcome {
     /// The largest peak, 10⁹ bytes.
     pub fn peak_gigabytes(&self) -> f64 {
         self.runs.iter().map(|run| run.peak_bytes / 1e9).fold(0.0, f64::max)
+    }
+
+    /// The largest peak of a card's memory, 10⁹ bytes.
+    pub fn card_gigabytes(&self) -> Option<f64> {
+        self.runs.iter().filter_map(|run| run.card_bytes).map(|bytes| bytes / 1e9).reduce(f64::max)
     }
 
     /// The median start-up, seconds.
@@ -71,7 +91,7 @@ pub fn take_turns(title: &str, contestants: &[Contestant<'_>], rounds: usize) ->
     for round in 1..=rounds {
         for (contestant, slot) in contestants.iter().zip(&mut outcomes) {
             let Some(outcome) = slot else { continue };
-            match watch((contestant.command)(), contestant.events) {
+            match contestant.run() {
                 Ok(run) => {
                     let step = median(&run.seconds).unwrap_or(f64::NAN);
                     eprintln!("{title}, round {round} of {rounds}: {} {step:.4} s", contestant.name);
@@ -109,7 +129,7 @@ mod tests {
             command.args(["-c", script]);
             command
         });
-        Contestant { name, command, events: Events::Stdout, peer }
+        Contestant { name, command, events: Events::Stdout, peer, on_card: false }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 
 use super::Group;
-use super::child::{Run, watch};
+use super::child::Run;
 use super::contest::{Outcome, find, json, take_turns};
 use super::lab::{Lab, Personalize};
 use super::statistics::{drift, median};
@@ -115,8 +115,8 @@ impl Bench<'_> {
         lab.draw_photo(lab.args.small_size)?;
         let tail = Personalize { steps: 1, ..self.run(lab.args.small_size, "fast") };
         let tail = lab.personalize(FAST, tail);
-        watch((tail.command)(), tail.events)?;
-        let mut contestants = vec![lab.edit(OURS, steps)];
+        tail.run()?;
+        let mut contestants = vec![lab.edit(OURS, steps, 1)];
         contestants.extend(lab.peer(PYTORCH, "sample", size, steps));
         let what = format!("sampling step with guidance {size}²");
         let outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
@@ -133,7 +133,7 @@ impl Bench<'_> {
         let mut contestants = vec![lab.worker(OURS, "unet", steps)];
         contestants.extend(lab.peer(PYTORCH, "unet", size, steps));
         if let Some(export) = lab.peer(OPENVINO, "openvino-export", size, steps) {
-            match watch((export.command)(), export.events) {
+            match export.run() {
                 Ok(_) => contestants.extend(lab.peer(OPENVINO, "openvino", size, steps)),
                 Err(error) => eprintln!("OpenVINO is left out: {error:#}"),
             }
@@ -187,7 +187,7 @@ impl Bench<'_> {
         let run = Personalize { steps: lab.args.steps + 1, ..self.run(size, "fast") };
         let run: Run = {
             let contestant = lab.personalize(FAST, run);
-            watch((contestant.command)(), contestant.events)?
+            contestant.run()?
         };
         let steps = run.seconds.len();
         let Some(ratio) = drift(&run.seconds, ENDS) else {
@@ -207,7 +207,8 @@ impl Bench<'_> {
     }
 }
 
-fn time(what: String, ours: &Outcome, peer: Option<&Outcome>) -> Row {
+/// A row of times beside a peer's.
+pub fn time(what: String, ours: &Outcome, peer: Option<&Outcome>) -> Row {
     let row = Row::new(what, Unit::Seconds, ours.seconds());
     match peer {
         Some(peer) => row.against(peer.name, peer.seconds(), ours.ratio_to(peer)),

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::Args;
 use super::child::Events;
 use super::contest::Contestant;
+use crate::{folders, gpu};
 
 const SOURCE: &str = "a dog standing on the grass";
 const TARGET: &str = "a dog sitting on the beach";
@@ -28,22 +29,16 @@ pub struct Lab<'a> {
 }
 
 impl<'a> Lab<'a> {
-    /// Builds `hiper` in the profile of this program, and prepares the scratch folder.
+    /// Builds `hiper`, unless one was given, and prepares the scratch folder.
     ///
     /// # Errors
     /// When the build fails or there is no checkpoint.
     pub fn new(args: &'a Args, model: &'a Path) -> Result<Self> {
-        let root = workspace();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--release", "--quiet", "-p", "hiper-cli"])
-            .current_dir(&root)
-            .status()?;
-        if !built.success() {
-            bail!("hiper cannot be built");
-        }
-        let own = std::env::current_exe()?;
-        let hiper = own.with_file_name(format!("hiper{}", std::env::consts::EXE_SUFFIX));
+        let (root, own) = (folders::workspace(), std::env::current_exe()?);
+        let hiper = match &args.hiper {
+            Some(hiper) => hiper.clone(),
+            None => build_hiper(args.gpu, &root, &own)?,
+        };
         if !hiper.is_file() {
             bail!("{} is not there: run a release build of xtask (cargo xtask bench)", hiper.display());
         }
@@ -94,26 +89,58 @@ impl<'a> Lab<'a> {
             command.arg("--resolution").arg(run.size.to_string());
             command
         };
-        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false }
+        let on_card = self.args.gpu;
+        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
     }
 
-    /// `hiper edit` with guidance; the tail is the last [`Lab::personalize`]'s.
-    pub fn edit(&'a self, name: &'static str, steps: usize) -> Contestant<'a> {
+    /// `hiper personalize` of several subjects in a batch, each with the same photo.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn personalize_together(
+        &'a self,
+        name: &'static str,
+        run: Personalize,
+        subjects: usize,
+    ) -> Result<Contestant<'a>> {
+        let photo = self.photo(run.size);
+        let entry =
+            |i| serde_json::json!({"name": format!("subject-{i}"), "image": photo, "source_text": SOURCE});
+        let manifest = self.scratch("subjects.json");
+        std::fs::write(&manifest, serde_json::Value::from_iter((0..subjects).map(entry)).to_string())?;
+        let command = move || {
+            let mut command = self.hiper(run.threads);
+            command.arg("personalize").arg("--model").arg(self.model).args(["--memory", run.memory]);
+            command.arg("--manifest").arg(&manifest).arg("--output-dir").arg(self.scratch("together"));
+            command.args(["--batch-size", &subjects.to_string(), "--checkpoint-every", "0"]);
+            command.args(["--train-steps", &run.steps.to_string(), "--resolution", &run.size.to_string()]);
+            command
+        };
+        let on_card = self.args.gpu;
+        Ok(Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card })
+    }
+
+    /// `hiper edit` with guidance, so many pictures; the tail is the last [`Lab::personalize`]'s.
+    pub fn edit(&'a self, name: &'static str, steps: usize, pictures: usize) -> Contestant<'a> {
         let command = move || {
             let size = self.args.size.to_string();
             let mut command = self.hiper(self.args.threads());
             command.arg("edit").arg("--model").arg(self.model).args(["--prompt", TARGET, "--memory", "fast"]);
             command.arg("--embedding").arg(self.scratch("personalize/hiper.safetensors"));
             command.arg("--output-dir").arg(self.scratch("edit")).args(["--height", &size, "--width", &size]);
-            command.arg("--steps").arg(steps.to_string());
+            command.args(["--steps", &steps.to_string(), "--images", &pictures.to_string()]);
             command
         };
-        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false }
+        let on_card = self.args.gpu;
+        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
     }
 
     fn hiper(&self, threads: usize) -> Command {
         let mut command = Command::new(&self.hiper);
         command.args(["--log-format", "json", "--threads", &threads.to_string()]);
+        if self.args.gpu {
+            command.args(["--device", "cuda", "--dtype", "f16"]);
+        }
         command
     }
 
@@ -126,7 +153,7 @@ impl<'a> Lab<'a> {
             command.args(["--threads", &self.args.threads().to_string()]);
             command
         };
-        Contestant { name, command: Box::new(command), events: Events::Stdout, peer: false }
+        Contestant { name, command: Box::new(command), events: Events::Stdout, peer: false, on_card: false }
     }
 
     /// A peer's part, if there is a Python for it.
@@ -137,6 +164,18 @@ impl<'a> Lab<'a> {
         size: usize,
         steps: usize,
     ) -> Option<Contestant<'a>> {
+        self.peer_with(name, part, size, steps, &[])
+    }
+
+    /// The same, with flags.
+    pub fn peer_with(
+        &'a self,
+        name: &'static str,
+        part: &'static str,
+        size: usize,
+        steps: usize,
+        extra: &'static [&'static str],
+    ) -> Option<Contestant<'a>> {
         let python = self.python.as_ref()?;
         let command = move || {
             let mut command = Command::new(python);
@@ -144,15 +183,34 @@ impl<'a> Lab<'a> {
             command.arg("--ir").arg(self.scratch("unet.xml"));
             command.args(["--size", &size.to_string(), "--steps", &steps.to_string()]);
             command.args(["--threads", &self.args.threads().to_string()]);
+            if self.args.gpu {
+                command.args(["--device", "cuda", "--dtype", "float16"]);
+            }
+            command.args(extra);
             command
         };
-        Some(Contestant { name, command: Box::new(command), events: Events::Stdout, peer: true })
+        let on_card = self.args.gpu;
+        Some(Contestant { name, command: Box::new(command), events: Events::Stdout, peer: true, on_card })
     }
 }
 
-/// The workspace's folder.
-pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+/// Builds `hiper` in the profile of this program, with the feature `cuda` for a card.
+fn build_hiper(on_card: bool, root: &Path, own: &Path) -> Result<PathBuf> {
+    let name = format!("hiper{}", std::env::consts::EXE_SUFFIX);
+    let (mut command, hiper) = if on_card {
+        let cargo = gpu::Cargo::new()?;
+        let mut command = cargo.command("build");
+        command.arg("--features=cuda");
+        (command, cargo.target.join("release").join(name))
+    } else {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(["build", "--release"]).current_dir(root);
+        (command, own.with_file_name(name))
+    };
+    if !command.args(["--quiet", "-p", "hiper-cli"]).status()?.success() {
+        bail!("hiper cannot be built");
+    }
+    Ok(hiper)
 }
 
 /// How `hiper personalize` runs.

@@ -1,14 +1,17 @@
-//! `cargo xtask bench`: operators against the machine's ceilings, and whole steps against PyTorch and OpenVINO.
+//! `cargo xtask bench`: operators against the machine's ceilings, and whole steps against PyTorch and OpenVINO; with `--gpu`,
+//! steps and edits on an NVIDIA card against PyTorch on it.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tables are what was asked for")]
 
+mod card;
+mod card_memory;
 mod ceiling;
 mod child;
 mod contest;
 mod end_to_end;
 mod lab;
-mod machine;
 mod operators;
+mod random_sd15;
 mod statistics;
 pub mod table;
 mod worker;
@@ -19,6 +22,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
+use crate::{folders, gpu, machine};
 use end_to_end::Figures;
 use lab::Lab;
 
@@ -43,13 +47,20 @@ pub enum Group {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint in the diffusers layout; limits are shown where it has Stable Diffusion 1.5's shapes
+    /// On this machine's first NVIDIA card, in f16: a HiPer step, 1000 of them, an edit, 8 subjects together
+    #[arg(long, conflicts_with_all = ["only", "lean_model"])]
+    gpu: bool,
+    /// A release build of hiper, instead of building one; for --gpu with the feature cuda
+    #[arg(long, value_name = "FILE")]
+    hiper: Option<PathBuf>,
+    /// Checkpoint in the diffusers layout; limits are shown where it has Stable Diffusion 1.5's shapes [default: the embedded
+    /// demo model; with --gpu those shapes with random weights, 2 GB in the folder for temporary files]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The same checkpoint in f16 (tools/bench/to_f16.py), for --memory lean
     #[arg(long, value_name = "DIR")]
     lean_model: Option<PathBuf>,
-    /// Steps measured of each kind; every process takes one more to warm up
+    /// Steps measured of each kind, on a card twenty times as many; every process takes one more to warm up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     steps: usize,
     /// Turns that ours and the peers take, with a share of the steps each
@@ -108,23 +119,46 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(part) = args.worker {
         return worker::run(part, args);
     }
-    let embedded = lab::workspace().join("crates/hiper-cli/assets/demo-model");
-    let model = args.model.as_deref().unwrap_or(&embedded);
-    let (lab, groups) = (Lab::new(args, model)?, args.groups());
-    let operators = if groups.contains(&Group::Operators) { measure_operators(&lab)? } else { Vec::new() };
-    if !operators.is_empty() {
-        println!("{}", operators::table(&operators));
+    if args.gpu && !gpu::device(false)? {
+        return Ok(());
     }
-    let Figures { rows, samples } = end_to_end::measure(&lab, &groups, is_sd15(args, model))?;
-    if !rows.is_empty() {
-        println!("{}", table::table(&rows));
+    let scratch = tempfile::tempdir()?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None if args.gpu => {
+            random_sd15::write(scratch.path())?;
+            scratch.path().to_owned()
+        }
+        None => folders::workspace().join("crates/hiper-cli/assets/demo-model"),
+    };
+    let lab = Lab::new(args, &model)?;
+    let asked = is_sd15(args, &model);
+    let path = args
+        .out
+        .clone()
+        .unwrap_or_else(|| unused(&lab.root.join("benches/runs"), &machine::file_stem(args.gpu)));
+    let save = |figures: &Figures, operators: &[Value]| {
+        let rows: Vec<Value> = figures.rows.iter().map(table::Row::json).collect();
+        let results = json!({"table": rows, "operators": operators, "samples": figures.samples});
+        std::fs::write(&path, serde_json::to_string(&report(&lab, results))? + "\n")
+            .with_context(|| path.display().to_string())
+    };
+    let figures = if args.gpu {
+        card::measure(&lab, asked, |figures| save(figures, &[]))?
+    } else {
+        let groups = args.groups();
+        let operators =
+            if groups.contains(&Group::Operators) { measure_operators(&lab)? } else { Vec::new() };
+        if !operators.is_empty() {
+            println!("{}", operators::table(&operators));
+        }
+        let figures = end_to_end::measure(&lab, &groups, asked)?;
+        save(&figures, &operators)?;
+        figures
+    };
+    if !figures.rows.is_empty() {
+        println!("{}", table::table(&figures.rows));
     }
-    let rows: Vec<Value> = rows.iter().map(table::Row::json).collect();
-    let report = report(&lab, json!({"table": rows, "operators": operators, "samples": samples}));
-    let path =
-        args.out.clone().unwrap_or_else(|| unused(&lab.root.join("benches/runs"), &machine::file_stem()));
-    std::fs::write(&path, serde_json::to_string(&report)? + "\n")
-        .with_context(|| path.display().to_string())?;
     eprintln!("wrote {}", path.display());
     Ok(())
 }
@@ -132,9 +166,9 @@ pub fn run(args: &Args) -> Result<()> {
 /// Ceilings and operators; with peers, the best product that PyTorch reaches too.
 fn measure_operators(lab: &Lab<'_>) -> Result<Vec<Value>> {
     let ours = lab.worker("hiper", "operators", REPETITIONS);
-    let mut events = child::watch((ours.command)(), ours.events)?.events;
+    let mut events = ours.run()?.events;
     if let Some(peer) = lab.peer("PyTorch", "gemm", lab.args.size, 1) {
-        match child::watch((peer.command)(), peer.events) {
+        match peer.run() {
             Ok(run) => events.extend(run.events),
             Err(error) => eprintln!("PyTorch is left out: {error:#}"),
         }
@@ -156,9 +190,10 @@ fn report(lab: &Lab<'_>, results: Value) -> Value {
     let mut versions = Map::new();
     versions.insert("rustc".into(), json!(machine::said("rustc", &["--version"])));
     if let Some(peer) = lab.peer("versions", "versions", 0, 0) {
-        let events = child::watch((peer.command)(), peer.events).map(|run| run.events).unwrap_or_default();
+        let events = peer.run().map(|run| run.events).unwrap_or_default();
         versions.extend(events.into_iter().filter_map(|event| event.as_object().cloned()).flatten());
         versions.remove("event");
+        versions.remove("at");
     }
     let mut report = json!({
         "date": machine::said("date", &["-u", "+%FT%TZ"]), "machine": machine::describe(), "versions": versions,

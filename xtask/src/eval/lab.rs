@@ -89,9 +89,9 @@ impl Lab {
         let mut learned: Vec<_> = lessons.iter().map(|lesson| vec![None; lesson.marks.len()]).collect();
         while !runs.iter().all(Personalisation::is_finished) {
             let mut learning: Vec<_> = runs.iter_mut().collect();
-            let steps = Personalisation::step_together(&mut learning, &Network(&self.sd.unet))?;
-            for (((run, step), lesson), tails) in runs.iter().zip(steps).zip(lessons).zip(&mut learned) {
-                let Some(step) = step? else { continue };
+            let moved = Personalisation::steps_together(&mut learning, &Network(&self.sd.unet), 1)?;
+            for (((run, steps), lesson), tails) in runs.iter().zip(moved).zip(lessons).zip(&mut learned) {
+                let Some(step) = steps?.pop() else { continue };
                 for (tail, _) in tails.iter_mut().zip(&lesson.marks).filter(|(_, mark)| **mark == step.step) {
                     *tail = Some(run.tail().clone());
                 }

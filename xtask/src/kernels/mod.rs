@@ -5,7 +5,7 @@
 mod compile;
 mod ptx;
 mod ptxas;
-mod toolkit;
+pub mod toolkit;
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 
 use crate::bench::table::aligned;
+use crate::folders;
 use compile::{Compiled, Compiler};
 use ptx::Bounds;
 use ptxas::Usage;
@@ -29,8 +30,7 @@ pub struct Args {
 /// # Errors
 /// When there is no compiler, a file does not compile, or a kernel spills registers or does not fit its launch bounds.
 pub fn run(args: &Args) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let (root, target) = (folders::workspace(), folders::target());
     let compiler = Compiler {
         nvcc: toolkit::nvcc(&target.join("nvcc"), args.offline)?,
         out: target.join("kernels"),

@@ -47,6 +47,21 @@ pub fn nvcc(venv: &Path, offline: bool) -> Result<PathBuf> {
     fetched(venv).with_context(|| format!("{} has no {NVCC} after its installation", venv.display()))
 }
 
+/// The folder of the toolkit that has this compiler in `bin`, as `CUDA_HOME` names it.
+///
+/// # Errors
+/// When the compiler is not in such a folder.
+pub fn home(nvcc: &Path) -> Result<PathBuf> {
+    let on_path =
+        || std::env::split_paths(&std::env::var_os("PATH")?).map(|p| p.join(nvcc)).find(|p| p.is_file());
+    let file = if nvcc.components().count() > 1 { Some(nvcc.to_owned()) } else { on_path() };
+    let file = file.and_then(|file| file.canonicalize().ok());
+    let home = file.as_deref().and_then(Path::parent).and_then(Path::parent);
+    home.map(Path::to_owned).with_context(|| {
+        format!("{}: not in a CUDA toolkit\nhint: set NVCC to the bin/nvcc of one", nvcc.display())
+    })
+}
+
 fn answers(nvcc: &Path) -> bool {
     let said = Command::new(nvcc).arg("--version").stdin(Stdio::null()).output();
     said.is_ok_and(|said| said.status.success())
@@ -104,6 +119,8 @@ mod tests {
         fs::write(stamp(venv.path()), "nvidia-cuda-nvcc==12.0").unwrap();
         assert_eq!(fetched(venv.path()), None);
         fs::write(stamp(venv.path()), WHEELS.join("\n")).unwrap();
-        assert_eq!(fetched(venv.path()), Some(nvcc));
+        assert_eq!(fetched(venv.path()), Some(nvcc.clone()));
+        assert!(home(&nvcc).unwrap().ends_with("nvidia/cu13"));
+        assert!(home(&venv.path().join("none")).is_err());
     }
 }

@@ -151,6 +151,7 @@ impl Job<'_> {
         };
         let training = Training {
             unet: &self.model.sd.unet,
+            device: &self.model.device,
             console: self.console,
             train_steps: self.learning.train_steps,
             checkpoint_every: self.learning.checkpoint_every,

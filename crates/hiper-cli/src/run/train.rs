@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::Device;
 use hiper_core::{HiperEmbedding, HiperMetadata, Personalisation, Step};
 use sd_models::UNet2DConditionModel;
 
@@ -74,6 +75,8 @@ impl Run<'_> {
 pub struct Training<'a> {
     /// The network.
     pub unet: &'a UNet2DConditionModel,
+    /// Where it computes.
+    pub device: &'a Device,
     /// What it tells.
     pub console: &'a Console,
     /// Steps of the optimiser.
@@ -94,25 +97,30 @@ impl Training<'_> {
         let mut logs = runs.iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut losses = vec![RunningMean::default(); runs.len()];
         let mut pace = Pace::default();
-        let network = Network::new(self.unet);
+        let network = Network::new(self.unet, self.device);
         self.start(runs);
         while runs.iter().any(Run::is_learning) {
             if interrupt::requested() {
                 return Err(self.interrupted(runs));
             }
             let started = Instant::now();
-            let steps = self.step_together(runs, &network)?;
-            let seconds = started.elapsed().as_secs_f64();
-            for &(i, step) in &steps {
-                logs[i].append(step, seconds)?;
-                losses[i].add(step.loss);
+            let rounds = self.steps_together(runs, &network)?;
+            let seconds = started.elapsed().as_secs_f64() / rounds.len().max(1) as f64;
+            for (to_come, steps) in (0..rounds.len()).rev().zip(&rounds) {
+                for &(i, step) in steps {
+                    logs[i].append(step, seconds)?;
+                    losses[i].add(step.loss);
+                }
+                let position = self.position(runs).saturating_sub(to_come);
+                let seconds_left = pace.mean_seconds(seconds) * (self.train_steps - position) as f64;
+                self.tell(runs, steps, &losses, Time { position, seconds, seconds_left });
             }
-            self.tell(runs, &steps, &losses, seconds, pace.mean_seconds(seconds));
-            for &(i, _) in steps.iter().filter(|(_, step)| due(step.step, self.checkpoint_every)) {
+            // Where one is due, no round comes after.
+            let last = rounds.last().map(Vec::as_slice).unwrap_or_default();
+            for &(i, _) in last.iter().filter(|(_, step)| due(step.step, self.checkpoint_every)) {
                 runs[i].save_checkpoint()?;
             }
-            let previews = steps.iter().filter(|(_, step)| due(step.step, self.preview_every));
-            for &(i, step) in previews {
+            for &(i, step) in last.iter().filter(|(_, step)| due(step.step, self.preview_every)) {
                 self.console.finish();
                 preview(i, step.step, runs[i].personalisation.tail())?;
                 self.start(runs);
@@ -122,17 +130,28 @@ impl Training<'_> {
         Ok(())
     }
 
-    /// One step of every run that has some left: their places and what they did.
-    fn step_together(&self, runs: &mut [Run<'_>], network: &Network<'_>) -> Result<Vec<(usize, Step)>> {
+    /// Steps of every run that has some left, up to the next checkpoint or preview at most: in every round, the runs' places
+    /// and what they did.
+    fn steps_together(&self, runs: &mut [Run<'_>], network: &Network<'_>) -> Result<Vec<Vec<(usize, Step)>>> {
         let learning = runs.iter_mut().enumerate().filter(|(_, run)| run.is_learning());
         let mut learning: Vec<(usize, &mut Run<'_>)> = learning.collect();
+        let to_next = |every: usize, run: &Run<'_>| match every {
+            0 => usize::MAX,
+            every => every - run.personalisation.steps_taken() % every,
+        };
+        let halts = [self.checkpoint_every, self.preview_every];
+        let next = learning.iter().flat_map(|(_, run)| halts.map(|every| to_next(every, run)));
+        let most = next.min().unwrap_or(1);
         let mut personalisations: Vec<&mut Personalisation> =
             learning.iter_mut().map(|(_, run)| &mut run.personalisation).collect();
-        let results = Personalisation::step_together(&mut personalisations, network)?;
-        let mut steps = Vec::with_capacity(results.len());
+        let results = Personalisation::steps_together(&mut personalisations, network, most)?;
+        let mut rounds: Vec<Vec<(usize, Step)>> = vec![];
         for ((i, run), result) in learning.into_iter().zip(results) {
             match result {
-                Ok(step) => steps.extend(step.map(|step| (i, step))),
+                Ok(steps) => {
+                    rounds.resize_with(rounds.len().max(steps.len()), Vec::new);
+                    rounds.iter_mut().zip(steps).for_each(|(round, step)| round.push((i, step)));
+                }
                 Err(error) => {
                     if let Some(name) = run.name {
                         self.console.warn(format!("{name}: {error}"));
@@ -141,7 +160,7 @@ impl Training<'_> {
                 }
             }
         }
-        Ok(steps)
+        Ok(rounds)
     }
 
     fn start(&self, runs: &[Run<'_>]) {
@@ -154,14 +173,7 @@ impl Training<'_> {
         going.map(|run| run.personalisation.steps_taken()).min().unwrap_or(self.train_steps)
     }
 
-    fn tell(
-        &self,
-        runs: &[Run<'_>],
-        steps: &[(usize, Step)],
-        losses: &[RunningMean],
-        seconds: f64,
-        mean_seconds: f64,
-    ) {
+    fn tell(&self, runs: &[Run<'_>], steps: &[(usize, Step)], losses: &[RunningMean], time: Time) {
         let loss = |i: usize, step: Step| Loss {
             timestep: step.timestep,
             loss: step.loss,
@@ -176,9 +188,14 @@ impl Training<'_> {
             [(i, step)] if subjects.is_empty() => Losses::One(loss(i, step)),
             _ => Losses::Batch { subjects: &subjects },
         };
-        let (step, train_steps) = (self.position(runs), self.train_steps);
-        let seconds_left = mean_seconds * (train_steps - step) as f64;
-        self.console.event(&Event::Step { step, train_steps, losses, seconds, seconds_left });
+        let Time { position: step, seconds, seconds_left } = time;
+        self.console.event(&Event::Step {
+            step,
+            train_steps: self.train_steps,
+            losses,
+            seconds,
+            seconds_left,
+        });
     }
 
     fn interrupted(&self, runs: &[Run<'_>]) -> Error {
@@ -189,6 +206,13 @@ impl Training<'_> {
             Err(error) => error,
         }
     }
+}
+
+/// How far all are, how long the step took, and how long the rest will.
+struct Time {
+    position: usize,
+    seconds: f64,
+    seconds_left: f64,
 }
 
 fn due(step: usize, every: usize) -> bool {

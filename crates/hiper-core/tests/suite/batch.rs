@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use hiper_core::{
-    Error, NoisePredictor, NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType, Step,
-    TextEmbedding, TorchGenerator,
+    Error, Event, NoisePredictor, NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType,
+    RunControl, Step, TextEmbedding, TorchGenerator,
 };
 
 use crate::toy::{Golden, KINDS, Toy, relative_l2, values};
@@ -30,7 +30,8 @@ fn step_together(
     runs: &mut [Personalisation],
     network: &impl NoisePredictor,
 ) -> hiper_core::Result<Vec<hiper_core::Result<Option<Step>>>> {
-    Personalisation::step_together(&mut runs.iter_mut().collect::<Vec<_>>(), network)
+    let moved = Personalisation::steps_together(&mut runs.iter_mut().collect::<Vec<_>>(), network, 1)?;
+    Ok(moved.into_iter().map(|steps| steps.map(|mut steps| steps.pop())).collect())
 }
 
 /// What a run that took all its steps alone says and leaves.
@@ -148,4 +149,70 @@ fn shapes_that_differ_are_refused() {
         assert!(error.starts_with("subjects in a batch: expected latents [1, 4, 6, 6]"), "{error}");
         assert!(error.ends_with("in number 3"), "{error}");
     }
+}
+
+/// A network that takes some steps at once.
+struct Hasty<F>(F);
+
+impl<F: Fn(&Tensor, f64, &Tensor) -> candle_core::Result<Tensor>> NoisePredictor for Hasty<F> {
+    fn predict_noise(&self, x: &Tensor, t: &[f64], text: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.predict_noise(x, t, text)
+    }
+
+    fn steps_at_once(&self) -> usize {
+        5
+    }
+}
+
+#[test]
+fn steps_at_once_are_steps_one_by_one() {
+    let toy = toy();
+    let network = Hasty(|x: &Tensor, t: f64, text: &Tensor| toy.forward(x, t, text));
+    let mut runs = [subject(1, 4), subject(2, 12)];
+    let mut told = [vec![], vec![]];
+    let mut counts = vec![];
+    while runs.iter().any(|run| !run.is_finished()) {
+        let mut each: Vec<_> = runs.iter_mut().collect();
+        let moved = Personalisation::steps_together(&mut each, &network, 7).unwrap();
+        counts.push(moved.iter().map(|steps| steps.as_ref().unwrap().len()).max().unwrap());
+        told.iter_mut().zip(moved).for_each(|(told, steps)| told.extend(steps.unwrap()));
+    }
+    assert_eq!(counts, [4, 5, 3], "as far as the first to end, then five, then what is left");
+    for ((told, run), seed_and_steps) in told.into_iter().zip(&runs).zip([(1, 4), (2, 12)]) {
+        let expected = alone(subject(seed_and_steps.0, seed_and_steps.1), &network.0);
+        assert_eq!((told, values(run.tail().tensor())), expected);
+    }
+}
+
+#[test]
+fn a_failure_among_steps_at_once_is_met_after_those_before_it() {
+    let toy = toy();
+    let timestep = alone(subject(2, 5), &toy).0[2].timestep as f64;
+    let network = Hasty(|x: &Tensor, t: f64, text: &Tensor| {
+        let noise_pred = toy.forward(x, t, text)?;
+        if t == timestep { noise_pred * f64::NAN } else { Ok(noise_pred) }
+    });
+    let mut run = subject(2, 5);
+    let mut next = || Personalisation::steps_together(&mut [&mut run], &network, 5).unwrap().remove(0);
+    assert_eq!(next().unwrap().len(), 2);
+    assert!(matches!(next(), Err(Error::NotFinite { step: 3, .. })));
+    assert_eq!(run.steps_taken(), 2);
+    assert_eq!(alone(run, &toy).1, alone(subject(2, 5), &toy).1);
+}
+
+#[test]
+fn checkpoints_are_due_between_steps_at_once() {
+    let toy = toy();
+    let network = Hasty(|x: &Tensor, t: f64, text: &Tensor| toy.forward(x, t, text));
+    let control = RunControl { checkpoint_every: 4, cancel: None };
+    let mut told = vec![];
+    let told_of = |event: Event| -> hiper_core::Result<()> {
+        told.push(match event {
+            Event::Step(step) => step.step.to_string(),
+            Event::Checkpoint(checkpoint) => format!("stored {}", checkpoint.adam.steps),
+        });
+        Ok(())
+    };
+    subject(1, 10).run(&network, control, told_of).unwrap();
+    assert_eq!(told.join(" "), "1 2 3 4 stored 4 5 6 7 8 stored 8 9 10");
 }

@@ -122,8 +122,8 @@ pub(crate) fn with_optional_view<G: Gpu, R>(
     }
 }
 
-/// A copy of a tensor's numbers that stays on the card: a frozen weight.
-fn keep<G: Gpu>(gpu: &G, tensor: &Tensor) -> Result<Array<G>> {
+/// A copy of a tensor's numbers that stays on the card.
+pub(crate) fn keep<G: Gpu>(gpu: &G, tensor: &Tensor) -> Result<Array<G>> {
     let tensor = dense(tensor)?;
     let (storage, layout) = tensor.storage_and_layout();
     match G::storage_of(&storage) {

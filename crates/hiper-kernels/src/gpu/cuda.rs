@@ -2,6 +2,8 @@
 
 #[path = "cuda_device.rs"]
 mod device;
+#[path = "cuda_driver.rs"]
+mod driver;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +92,7 @@ impl Gpu for Cuda {
                 Value::Int(n) => builder.arg(n),
                 Value::Long(n) => builder.arg(n),
                 Value::F32(x) => builder.arg(x),
+                Value::F64(x) => builder.arg(x),
             };
         }
         // SAFETY: (1) number and types of the arguments are the kernel's: every launch runs in tests on the CPU, which compare
@@ -145,6 +148,7 @@ enum Value {
     Int(i32),
     Long(i64),
     F32(f32),
+    F64(f64),
 }
 
 impl Cuda {
@@ -155,6 +159,7 @@ impl Cuda {
             Argument::Size(n) => Value::Int(launch.int(n)?),
             Argument::Count(n) => Value::Long(n as i64),
             Argument::F32(x) => Value::F32(x),
+            Argument::F64(x) => Value::F64(x),
         })
     }
 

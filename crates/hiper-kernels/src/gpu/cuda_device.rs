@@ -14,6 +14,7 @@ use crate::Error;
 
 /// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
+    super::driver::open()?;
     let device = Device::new_cuda_with_stream(ordinal)?;
     if let Device::Cuda(cuda) = &device {
         // SAFETY: everything runs on the device's only stream, in the order in which it was launched: there is nothing that

@@ -1,24 +1,33 @@
 //! The card of tests, for this crate's and, with the feature `host-kernels`, for those of networks: kernels run on the CPU,
-//! compiled as C++ (`kernels/host`).
+//! compiled as C++ (`kernels/host`). This crate's can run on a card instead (`test_card.rs`), with tensors on the CPU all the same.
 
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
-use super::{Argument, Array, Given, Gpu, Launch, View};
+use super::test_card::TestCard;
+use super::{Argument, Array, Cuda, Given, Gpu, Launch, View};
+use crate::Error;
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Stands for a card.
-pub(crate) struct Host;
+pub(crate) struct Host {
+    /// What runs the kernels, if it is not the CPU.
+    card: Option<TestCard>,
+}
 
 impl Host {
     /// The card, on a thread whose tensors count as being on one.
     pub(crate) fn current() -> Option<Self> {
-        ON.get().then_some(Self)
+        #[cfg(test)]
+        let card = crate::testing::card;
+        #[cfg(not(test))]
+        let card = || None;
+        ON.get().then(|| Self { card: card() })
     }
 }
 
@@ -37,6 +46,8 @@ pub(crate) enum HostBuffer {
     F32(host_kernels::Buffer<f32>),
     F16(host_kernels::Buffer<f16>),
     BF16(host_kernels::Buffer<bf16>),
+    /// Memory of a card.
+    Card(<Cuda as Gpu>::Buffer),
 }
 
 // SAFETY: a test's operators and tensors stay on the thread that made them.
@@ -44,12 +55,13 @@ pub(crate) enum HostBuffer {
 unsafe impl Sync for HostBuffer {}
 
 impl HostBuffer {
-    fn at(&self, index: usize) -> host_kernels::Argument<'_> {
-        match self {
+    fn at(&self, index: usize) -> Result<host_kernels::Argument<'_>> {
+        Ok(match self {
             Self::F32(buffer) => buffer.at(index),
             Self::F16(buffer) => buffer.at(index),
             Self::BF16(buffer) => buffer.at(index),
-        }
+            Self::Card(_) => return Err(Error::Device.into()),
+        })
     }
 }
 
@@ -59,11 +71,14 @@ impl Gpu for Host {
 
     fn multiprocessors(&self) -> usize {
         // An H100's, so that tests launch what such a card would.
-        132
+        self.card.as_ref().map_or(132, TestCard::multiprocessors)
     }
 
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
         use host_kernels::Buffer;
+        if let Some(card) = &self.card {
+            return card.alloc(dtype, len);
+        }
         let buffer = match dtype {
             DType::F32 => HostBuffer::F32(Buffer::unwritten(len)),
             DType::F16 => HostBuffer::F16(Buffer::unwritten(len)),
@@ -74,14 +89,18 @@ impl Gpu for Host {
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
+        if let Some(card) = &self.card {
+            return card.launch(launch, arguments);
+        }
         let ([x, y, z], threads, shared_bytes) = launch.sizes()?;
         let arguments = arguments.iter().map(|argument| {
             Ok(match *argument {
-                Argument::Pointer(View { buffer, first, .. }) => buffer.at(first),
+                Argument::Pointer(View { buffer, first, .. }) => buffer.at(first)?,
                 Argument::Null => host_kernels::Argument::NULL,
                 Argument::Size(n) => launch.int(n)?.into(),
                 Argument::Count(n) => (n as i64).into(),
                 Argument::F32(x) => x.into(),
+                Argument::F64(x) => x.into(),
             })
         });
         let arguments = arguments.collect::<Result<Vec<_>>>()?;
@@ -95,6 +114,15 @@ impl Gpu for Host {
         let Some((start, end)) = layout.contiguous_offsets() else {
             return Err(candle_core::Error::RequiresContiguous { op: "hiper-kernels" }.bt());
         };
+        if let Some(card) = &self.card {
+            let part = match storage {
+                CpuStorage::F32(x) => CpuStorage::F32(x[start..end].to_vec()),
+                CpuStorage::F16(x) => CpuStorage::F16(x[start..end].to_vec()),
+                CpuStorage::BF16(x) => CpuStorage::BF16(x[start..end].to_vec()),
+                _ => candle_core::bail!("not a type that kernels take"),
+            };
+            return Ok(Given::Copied(card.upload(part, end - start)?));
+        }
         let (buffer, dtype) = match storage {
             CpuStorage::F32(x) => (HostBuffer::F32(Buffer::from_slice(&x[start..end])), DType::F32),
             CpuStorage::F16(x) => (HostBuffer::F16(Buffer::from_slice(&x[start..end])), DType::F16),
@@ -116,6 +144,10 @@ impl Gpu for Host {
             HostBuffer::F32(buffer) => CpuStorage::F32(buffer.to_vec()),
             HostBuffer::F16(buffer) => CpuStorage::F16(buffer.to_vec()),
             HostBuffer::BF16(buffer) => CpuStorage::BF16(buffer.to_vec()),
+            HostBuffer::Card(buffer) => match &self.card {
+                Some(card) => card.download(buffer, array.dtype, array.len)?,
+                None => return Err(Error::Device.into()),
+            },
         })
     }
 

@@ -14,14 +14,19 @@ mod cuda;
 pub(crate) mod host;
 pub(crate) mod product;
 mod replay;
+#[cfg(any(test, feature = "host-kernels"))]
+pub(crate) mod test_card;
 
 use candle_core::{DType, Layout, Result, Storage};
 
 pub(crate) use bridge::{
-    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, kept, on_card, with_optional_view,
+    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, keep, kept, on_card, with_optional_view,
     with_views,
 };
 pub(crate) use cuda::Cuda;
+
+#[cfg(test)]
+pub(crate) use test_card::{TestCard, test_device};
 
 pub use bridge::is_card;
 pub use replay::Replay;
@@ -198,6 +203,8 @@ pub(crate) enum Argument<'a, G: Gpu> {
     Count(usize),
     /// A `float`.
     F32(f32),
+    /// A `double`.
+    F64(f64),
 }
 
 impl<G: Gpu> Clone for Argument<'_, G> {
@@ -241,5 +248,11 @@ impl<G: Gpu> From<bool> for Argument<'_, G> {
 impl<G: Gpu> From<f32> for Argument<'_, G> {
     fn from(x: f32) -> Self {
         Self::F32(x)
+    }
+}
+
+impl<G: Gpu> From<f64> for Argument<'_, G> {
+    fn from(x: f64) -> Self {
+        Self::F64(x)
     }
 }

@@ -1,14 +1,16 @@
 //! diffusers' `UNet2DConditionModel`.
 
 mod config;
-mod recorded_loss;
+mod guided_prediction;
+mod recorded_optimisation;
 mod unet_2d_blocks;
 
 use candle_core::{Device, Tensor};
 use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
-pub use recorded_loss::RecordedLoss;
+pub(crate) use guided_prediction::GuidedPrediction;
+pub use recorded_optimisation::{OptimisationStep, RecordedOptimisation, Target};
 use unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 
 use crate::blocks::{Precision, TimestepEmbedding, conv2d, group_norm};

@@ -16,6 +16,7 @@ pub fn describe() -> Value {
         "cpu": cpu_model(&cpu),
         "cores": cores(),
         "features": features(&cpu),
+        "card": card().map(|name| json!({"name": name, "driver": said("nvidia-smi", &["--query-gpu=driver_version", "--format=csv,noheader", "--id=0"])})),
         "memory_bytes": field(&memory, "MemTotal").and_then(|kb| kb.trim_end_matches("kB").trim().parse::<u64>().ok()).map(|kb| kb * 1024),
         "kernel": said("uname", &["-sr"]),
     })
@@ -40,11 +41,21 @@ pub fn said(program: &str, args: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A name for files: `2026-11-23-intel-xeon-2-cores`.
-pub fn file_stem() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+/// The name of the first NVIDIA card.
+pub fn card() -> Option<String> {
+    said("nvidia-smi", &["--query-gpu=name", "--format=csv,noheader", "--id=0"])
+}
+
+/// A name for files: `2026-11-23-intel-xeon-2-cores`, or with the card's name.
+pub fn file_stem(on_card: bool) -> String {
     let date = said("date", &["-u", "+%F"]).unwrap_or_default();
-    format!("{date}-{}-{}-cores", slug(&cpu_model(&cpu)), cores())
+    match card().filter(|_| on_card) {
+        Some(card) => format!("{date}-{}", slug(&card)),
+        None => {
+            let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            format!("{date}-{}-{}-cores", slug(&cpu_model(&cpu)), cores())
+        }
+    }
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -1,0 +1,159 @@
+//! `cargo xtask bench --gpu`: HiPer steps and edits on an NVIDIA card, ours and PyTorch's in turn, in f16.
+
+use anyhow::{Result, bail};
+
+use super::contest::{Outcome, find, json, take_turns};
+use super::end_to_end::{Figures, time};
+use super::lab::{Lab, Personalize};
+use super::table::{Limits, Row, Unit};
+
+const OURS: &str = "hiper";
+const EAGER: &str = "PyTorch eager";
+/// With CUDA graphs.
+const COMPILED: &str = "PyTorch compiled";
+const ALONE: &str = "one subject";
+const TOGETHER: &str = "8 subjects";
+
+/// Steps take milliseconds here: so many are measured for each of `--steps`.
+const STEPS: usize = 20;
+/// Of a personalisation as the paper has it.
+const LONG_RUN: usize = 1000;
+/// Steps of an edit.
+const SAMPLING_STEPS: usize = 50;
+/// Edits of a process, of which the first warms up.
+const PICTURES: usize = 4;
+const SUBJECTS: usize = 8;
+
+/// Measures all, and lets `save` have what there is after each measurement: a runner may stop us.
+///
+/// # Errors
+/// When a process of ours fails.
+pub fn measure(lab: &Lab<'_>, asked: bool, save: impl Fn(&Figures) -> Result<()>) -> Result<Figures> {
+    let mut bench = Bench { lab, asked, figures: Figures::default() };
+    lab.draw_photo(lab.args.size)?;
+    for measurement in [Bench::step, Bench::long_run, Bench::edit, Bench::together] {
+        measurement(&mut bench)?;
+        save(&bench.figures)?;
+    }
+    Ok(bench.figures)
+}
+
+struct Bench<'a> {
+    lab: &'a Lab<'a>,
+    asked: bool,
+    figures: Figures,
+}
+
+impl Bench<'_> {
+    fn run(&self, steps: usize) -> Personalize {
+        Personalize { size: self.lab.args.size, memory: "fast", steps, threads: self.lab.args.threads() }
+    }
+
+    /// Steps of a process: its share, and one to warm up.
+    fn steps(&self) -> usize {
+        (STEPS * self.lab.args.steps).div_ceil(self.lab.args.rounds) + 1
+    }
+
+    /// A figure with its limit; one number was asked for, as what must be and what to aim at.
+    fn add(&mut self, row: Row, limit: Option<fn([f64; 2]) -> Limits>, most: f64) {
+        let limits = limit.filter(|_| self.asked).map(|limit| limit([most; 2]));
+        self.figures.rows.push(row.limits(limits));
+    }
+
+    fn keep(&mut self, title: &str, outcomes: &[Outcome]) {
+        self.figures.samples.insert(title.into(), json(outcomes));
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (lab, size, steps) = (self.lab, self.lab.args.size, self.steps());
+        let what = format!("HiPer step {size}²");
+        let mut contestants = vec![lab.personalize(OURS, self.run(steps))];
+        contestants.extend(lab.peer(EAGER, "personalize", size, steps));
+        contestants.extend(lab.peer_with(COMPILED, "personalize", size, steps, &["--compile"]));
+        let outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
+        let Some(ours) = find(&outcomes, OURS) else { bail!("no step was measured") };
+        let (eager, compiled) = (find(&outcomes, EAGER), find(&outcomes, COMPILED));
+        self.add(time(what.clone(), ours, eager), Some(Limits::RatioAtMost), 0.5);
+        if compiled.is_some() {
+            self.add(time(what.clone(), ours, compiled), Some(Limits::RatioAtMost), 1.0);
+        }
+        self.keep(&what, &outcomes);
+        Ok(())
+    }
+
+    fn long_run(&mut self) -> Result<()> {
+        let what = format!("{LONG_RUN} steps {}²", self.lab.args.size);
+        let outcomes = take_turns(&what, &[self.lab.personalize(OURS, self.run(LONG_RUN))], 1)?;
+        let [ours] = outcomes.as_slice() else { bail!("no long run was measured") };
+        let seconds = ours.runs.iter().map(|run| run.all_steps).sum();
+        self.add(Row::new(what.clone(), Unit::Seconds, seconds), Some(Limits::AtMost), 20.0);
+        self.add(Row::new(format!("{what}: start-up"), Unit::Seconds, ours.start_up()), None, 0.0);
+        match ours.card_gigabytes() {
+            Some(peak) => {
+                let row = Row::new(format!("{what}: peak memory of the card"), Unit::Gigabytes, peak);
+                self.add(row, Some(Limits::AtMost), 4.0);
+            }
+            None => eprintln!("memory of the card is left out: nvidia-smi does not tell it"),
+        }
+        self.keep(&what, &outcomes);
+        Ok(())
+    }
+
+    /// Whole pictures with guidance, from the sentence to the file; the tail is the long run's.
+    fn edit(&mut self) -> Result<()> {
+        let (lab, size) = (self.lab, self.lab.args.size);
+        let what = format!("edit of {SAMPLING_STEPS} steps {size}²");
+        let mut contestants = vec![lab.edit(OURS, SAMPLING_STEPS, PICTURES)];
+        contestants.extend(lab.peer(EAGER, "edit", size, PICTURES));
+        contestants.extend(lab.peer_with(COMPILED, "edit", size, PICTURES, &["--compile"]));
+        let mut outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
+        // A peer's step is a picture; ours are steps of the sampler, and pictures are files.
+        for run in outcomes.iter_mut().filter(|outcome| outcome.name == OURS).flat_map(|ours| &mut ours.runs)
+        {
+            run.seconds = pictures(&run.events);
+        }
+        let Some(ours) = find(&outcomes, OURS) else { bail!("no edit was measured") };
+        self.add(time(what.clone(), ours, find(&outcomes, EAGER)), Some(Limits::AtMost), 2.0);
+        if let Some(compiled) = find(&outcomes, COMPILED) {
+            self.add(time(what.clone(), ours, Some(compiled)), None, 0.0);
+        }
+        self.keep(&what, &outcomes);
+        Ok(())
+    }
+
+    fn together(&mut self) -> Result<()> {
+        let (lab, size, run) = (self.lab, self.lab.args.size, self.run(self.steps()));
+        let what = format!("HiPer step {size}² of {SUBJECTS} subjects, each");
+        let contestants = [lab.personalize(ALONE, run), lab.personalize_together(TOGETHER, run, SUBJECTS)?];
+        let outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
+        let [alone, together] = outcomes.as_slice() else { bail!("no batch was measured") };
+        let each = |seconds: f64| seconds / SUBJECTS as f64;
+        let row = Row::new(what.clone(), Unit::Seconds, each(together.seconds()));
+        let row = row.against(ALONE, alone.seconds(), together.ratio_to(alone).map(each));
+        self.add(row, Some(Limits::RatioAtMost), 0.6);
+        self.keep(&what, &outcomes);
+        Ok(())
+    }
+}
+
+/// Seconds between the files of pictures: of each but the first.
+fn pictures(events: &[serde_json::Value]) -> Vec<f64> {
+    let written = events.iter().filter(|event| event["event"] == "wrote" && event["what"] == "picture");
+    let times: Vec<f64> = written.filter_map(|event| event["at"].as_f64()).collect();
+    times.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pictures_take_the_time_between_their_files() {
+        let wrote = |what: &str, at: f64| json!({"event": "wrote", "what": what, "at": at});
+        let events =
+            [wrote("tail", 1.0), wrote("picture", 5.0), wrote("picture", 7.0), wrote("picture", 8.5)];
+        assert_eq!(pictures(&events), [2.0, 1.5]);
+        assert!(pictures(&events[..2]).is_empty());
+    }
+}
