@@ -19,7 +19,7 @@ fi
 mkdir -p "$out"
 programs=$(mktemp -d)
 trap 'rm -rf "$programs"' EXIT
-tar -xzf "$here/programs.tar.gz" -C "$programs" || exit 1
+tar -xJf "$here/programs.tar.xz" -C "$programs" || exit 1
 # Programs find what they read as in the repository: from a package's folder, beside which the others are.
 export CARGO_MANIFEST_DIR=$here/tools HIPER_TEST_DEVICE=cuda:0
 PEER_PYTHON=${PEER_PYTHON:-$(command -v python3)}

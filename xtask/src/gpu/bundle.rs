@@ -30,7 +30,10 @@ const COPIED: [&str; 2] = ["tools/bench/peers.py", "crates/hiper-cli/assets/demo
 const RUN: &str = "run.sh";
 
 /// Programs are packed: candle's kernels are text, eleven megabytes of it in each.
-const PROGRAMS: &str = "programs.tar.gz";
+const PROGRAMS: &str = "programs.tar.xz";
+
+/// So far back that a program's kernels are found in the one before.
+const XZ: &str = "--lzma2=preset=6,dict=128MiB";
 
 /// Builds, strips, packs, copies, and measures.
 ///
@@ -73,7 +76,9 @@ pub fn run(args: &Args) -> Result<()> {
         copy(&folders::workspace().join(path), &out.join(path))?;
     }
     copy(&folders::workspace().join("tools/bundle").join(RUN), &out.join(RUN))?;
-    succeed(Command::new("tar").arg("-czf").arg(out.join(PROGRAMS)).arg("-C").arg(stripped.path()).arg("."))?;
+    let mut pack = Command::new("tar");
+    pack.env("XZ_OPT", XZ).arg("-cJf").arg(out.join(PROGRAMS)).arg("-C").arg(stripped.path()).arg(".");
+    succeed(&mut pack).context("programs are packed with tar and xz (Debian: xz-utils)")?;
 
     let bytes = size(&out)?;
     println!("{}: {:.1} MB", out.display(), bytes as f64 / 1e6);
