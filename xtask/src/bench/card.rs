@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::contest::{Outcome, find, json, take_turns};
+use super::contest::{find, take_turns};
 use super::end_to_end::{Figures, time};
 use super::lab::{Lab, Personalize};
 use super::table::{Limits, Row, Unit};
@@ -60,10 +60,6 @@ impl Bench<'_> {
         self.figures.rows.push(row.limits(limits));
     }
 
-    fn keep(&mut self, title: &str, outcomes: &[Outcome]) {
-        self.figures.samples.insert(title.into(), json(outcomes));
-    }
-
     fn step(&mut self) -> Result<()> {
         let (lab, size, steps) = (self.lab, self.lab.args.size, self.steps());
         let what = format!("HiPer step {size}²");
@@ -77,7 +73,7 @@ impl Bench<'_> {
         if compiled.is_some() {
             self.add(time(what.clone(), ours, compiled), Some(Limits::RatioAtMost), 1.0);
         }
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -95,7 +91,7 @@ impl Bench<'_> {
             }
             None => eprintln!("memory of the card is left out: nvidia-smi does not tell it"),
         }
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -117,7 +113,7 @@ impl Bench<'_> {
         if let Some(compiled) = find(&outcomes, COMPILED) {
             self.add(time(what.clone(), ours, Some(compiled)), None, 0.0);
         }
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -131,7 +127,7 @@ impl Bench<'_> {
         let row = Row::new(what.clone(), Unit::Seconds, each(together.seconds()));
         let row = row.against(ALONE, alone.seconds(), together.ratio_to(alone).map(each));
         self.add(row, Some(Limits::RatioAtMost), 0.6);
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 }

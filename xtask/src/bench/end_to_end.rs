@@ -28,6 +28,13 @@ pub struct Figures {
     pub samples: Map<String, Value>,
 }
 
+impl Figures {
+    /// A measurement's samples.
+    pub fn keep(&mut self, title: &str, outcomes: &[Outcome]) {
+        self.samples.insert(title.into(), json(outcomes));
+    }
+}
+
 /// Measures `groups`; limits are shown where `asked` (they are for Stable Diffusion 1.5's shapes).
 ///
 /// # Errors
@@ -74,10 +81,6 @@ impl Bench<'_> {
         self.figures.rows.push(row);
     }
 
-    fn keep(&mut self, title: &str, outcomes: &[Outcome]) {
-        self.figures.samples.insert(title.into(), json(outcomes));
-    }
-
     fn run(&self, size: usize, memory: &'static str) -> Personalize {
         Personalize { size, memory, steps: self.steps(), threads: self.lab.args.threads() }
     }
@@ -105,7 +108,7 @@ impl Bench<'_> {
                 self.add(Row::new(format!("{mode}: new pages a step {size}²"), Unit::Plain, faults));
             }
         }
-        self.keep(&title, &outcomes);
+        self.figures.keep(&title, &outcomes);
         Ok(())
     }
 
@@ -123,7 +126,7 @@ impl Bench<'_> {
         let Some(ours) = find(&outcomes, OURS) else { bail!("no sampling step was measured") };
         let limits = self.limits(Limits::RatioAtMost([0.75, 0.5]));
         self.add(time(what.clone(), ours, find(&outcomes, PYTORCH)).limits(limits));
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -146,7 +149,7 @@ impl Bench<'_> {
         if let Some(pytorch) = find(&outcomes, PYTORCH) {
             self.add(time(what.clone(), ours, Some(pytorch)));
         }
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -160,7 +163,7 @@ impl Bench<'_> {
         let (pytorch, limits) = (find(&outcomes, PYTORCH), self.limits(Limits::RatioAtMost([1.0, 0.5])));
         self.add(time(what.clone(), ours, pytorch).limits(limits));
         self.add(peak_memory(format!("{what}: peak memory"), ours, pytorch).limits(limits));
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
@@ -176,7 +179,7 @@ impl Bench<'_> {
         let row = Row::new(what.clone(), Unit::Seconds, two.seconds());
         let row = row.against(one.name, one.seconds(), one.ratio_to(two));
         self.add(row.limits(self.limits(Limits::RatioAtLeast([1.8, 1.95]))));
-        self.keep(&what, &outcomes);
+        self.figures.keep(&what, &outcomes);
         Ok(())
     }
 
