@@ -9,7 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use hiper_core::{LossAndGradient, NoisePredictor, TailLoss, TorchGenerator};
 use hiper_kernels::on_test_device;
 use hiper_tests::{Network, relative_l2};
-use sd_models::{Memory, ModelFiles, StableDiffusion};
+use sd_models::{
+    AdamConstants, AdamState, Memory, ModelFiles, OptimisationStep, RecordedOptimisation, StableDiffusion,
+    Target, UNet2DConditionModel,
+};
 
 /// What a hundred layers make of roundings to `f16`: 11 bits, of which the errors of a pass leave 8 or so.
 const F16_TOLERANCE: f64 = 1e-2;
@@ -109,4 +112,42 @@ fn texts_pictures_and_latents_are_those_of_a_cpu() {
             assert!(error < tolerance, "{dtype:?} {:?}: {error:e}", got.dims());
         }
     }
+}
+
+/// A loss may overflow where its gradient does not.
+#[test]
+fn a_recorded_optimisation_stops_before_a_loss_that_is_not_finite() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/sd1");
+    on_test_device(|device| {
+        let files = ModelFiles::from_dir(folder).unwrap();
+        let unet = UNet2DConditionModel::load(&files, device).unwrap();
+        let width = unet.cross_attention_dim();
+        let [latents, noise] = [1, 2].map(|seed| draw(seed, &[1, 4, 16, 16], device));
+        let (head, tail) = (draw(3, &[1, 72, width], device), draw(4, &[1, 5, width], device));
+        let zeros = |shape: [usize; 2]| Tensor::zeros(&shape, DType::F32, device).unwrap();
+        let before = AdamState {
+            parameters: tail.flatten_from(1).unwrap(),
+            first_moment: zeros([1, 5 * width]),
+            second_moment: zeros([1, 5 * width]),
+            counts: zeros([1, 2]),
+        };
+        let constants = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let shapes = [&latents, &head, &tail];
+        let recorded = RecordedOptimisation::new(&unet, shapes, constants, Target::Noise).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+
+        let step = OptimisationStep { noise: &noise, timestep: 500.0, signal: 0.6, sigma: 0.8 };
+        let (losses, after) = recorded.run(&latents, &head, &before, &[vec![step]]).unwrap();
+        assert!(losses[0][0].is_finite() && values(&after.counts) == [1.0, 0.0]);
+        let moved = values(&after.parameters);
+        assert_ne!(moved, values(&before.parameters));
+
+        // The network sees the latents alone, and should answer 1e20.
+        let far = (noise.ones_like().unwrap() * 1e20).unwrap();
+        let overflow = OptimisationStep { noise: &far, timestep: 500.0, signal: 1.0, sigma: 0.0 };
+        let steps = [vec![step], vec![overflow], vec![step]];
+        let (losses, after) = recorded.run(&latents, &head, &before, &steps).unwrap();
+        assert_eq!(losses[1], [f32::INFINITY]);
+        assert_eq!((values(&after.counts), values(&after.parameters)), (vec![1.0, 1.0], moved));
+    });
 }

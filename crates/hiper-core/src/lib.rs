@@ -85,7 +85,7 @@ pub use error::{Error, Result};
 pub use file::{Checkpoint, HiperFile, HiperMetadata, write_atomically, write_conditioning};
 pub use gradient_check::{GradientCheck, GradientCheckConfig, check_gradient};
 pub use noise_schedule::{NoiseSchedule, PredictionType};
-pub use optimisation::{Draw, Optimised, TailOptimisation};
+pub use optimisation::{Draw, Optimised, TailOptimisation, optimise_step_by_step};
 pub use personalisation::{Event, Outcome, Personalisation, PersonalisationConfig, RunControl, Step};
 pub use predictor::{LossAndGradient, NoisePredictor, TailLoss};
 pub use rng::{GeneratorState, TorchGenerator};

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::{Adam, Error, LossAndGradient, NoiseSchedule, Result, TailLoss};
+use crate::{Adam, Error, LossAndGradient, NoisePredictor, NoiseSchedule, Result, TailLoss};
 
 /// The random numbers of one step.
 #[derive(Debug, Clone)]
@@ -91,10 +91,15 @@ impl Optimised {
     }
 }
 
-/// Each step by itself; those who failed are left out of the next.
-pub(crate) fn one_after_the_other(
+/// What [`NoisePredictor::optimise`] does by default: each step by itself, by
+/// [`losses_and_gradients`](NoisePredictor::losses_and_gradients). Those who failed are left out of the next. For networks that
+/// have a better way for some devices or subjects alone.
+///
+/// # Errors
+/// Whatever the network's errors are: no subject has moved then.
+pub fn optimise_step_by_step(
+    network: &(impl NoisePredictor + ?Sized),
     subjects: &[TailOptimisation<'_>],
-    losses_and_gradients: impl Fn(&[TailLoss<'_>]) -> Result<Vec<LossAndGradient>>,
 ) -> Result<Vec<Optimised>> {
     let mut optimised = subjects.iter().map(Optimised::start).collect::<Result<Vec<_>>>()?;
     for step in 0..subjects.iter().map(|subject| subject.draws.len()).max().unwrap_or(0) {
@@ -115,7 +120,7 @@ pub(crate) fn one_after_the_other(
         if asked.is_empty() {
             break;
         }
-        let answers = losses_and_gradients(&asked)?;
+        let answers = network.losses_and_gradients(&asked)?;
         if answers.len() != asked.len() {
             let expected = format!("{}, one for each subject", asked.len());
             return Err(Error::argument("the network's losses and gradients", expected, answers.len()));

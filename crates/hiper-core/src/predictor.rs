@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::optimisation::{Optimised, TailOptimisation, one_after_the_other};
+use crate::optimisation::{Optimised, TailOptimisation, optimise_step_by_step};
 use crate::{Error, Result};
 
 /// What one step of one subject asks of the network.
@@ -123,7 +123,7 @@ pub trait NoisePredictor {
     ///
     /// [`Personalisation`]: crate::Personalisation
     fn optimise(&self, subjects: &[TailOptimisation<'_>]) -> Result<Vec<Optimised>> {
-        one_after_the_other(subjects, |steps| self.losses_and_gradients(steps))
+        optimise_step_by_step(self, subjects)
     }
 }
 

@@ -3,7 +3,10 @@
 use std::cell::RefCell;
 
 use candle_core::{DType, Device, Tensor};
-use hiper_core::{Adam, Error, NoisePredictor, Optimised, PredictionType, TailOptimisation};
+use hiper_core::{
+    Adam, AdamConfig, Error, NoisePredictor, Optimised, PredictionType, TailOptimisation,
+    optimise_step_by_step,
+};
 use sd_models::{
     AdamConstants, AdamState, OptimisationStep, RecordedOptimisation, Target, UNet2DConditionModel, is_card,
 };
@@ -26,15 +29,19 @@ impl<'a> Network<'a> {
         Self { unet, on_card: is_card(device), recorded: RefCell::default() }
     }
 
-    fn replay(&self, subjects: &[TailOptimisation<'_>]) -> hiper_core::Result<Vec<Optimised>> {
-        let Some(first) = subjects.first() else { return Ok(Vec::new()) };
+    /// Of subjects that are all like the first.
+    fn replay(
+        &self,
+        first: &TailOptimisation<'_>,
+        subjects: &[TailOptimisation<'_>],
+    ) -> hiper_core::Result<Vec<Optimised>> {
         let stack = |of: fn(&TailOptimisation<'_>) -> candle_core::Result<Tensor>| {
             Tensor::cat(&subjects.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)
         };
         let latents = stack(|subject| Ok(subject.latents.clone()))?;
         let head = stack(|subject| Ok(subject.head.clone()))?;
         let tails = stack(|subject| subject.tail.unsqueeze(0))?;
-        let hiper_core::AdamConfig { learning_rate, beta1, beta2, eps } = first.adam.config;
+        let AdamConfig { learning_rate, beta1, beta2, eps } = first.adam.config;
         let constants = AdamConstants { learning_rate, beta1, beta2, eps };
         let target = match first.schedule.prediction_type {
             PredictionType::Epsilon => Target::Noise,
@@ -55,6 +62,11 @@ impl<'a> Network<'a> {
             recorded.run(&latents, &head, &before, &steps).map_err(candle_core::Error::from)?;
         optimised(subjects, &losses, &after)
     }
+}
+
+/// Whether what a recording has only once is the same for both.
+fn alike(a: &TailOptimisation<'_>, b: &TailOptimisation<'_>) -> bool {
+    a.adam.config == b.adam.config && a.schedule.prediction_type == b.schedule.prediction_type
 }
 
 /// The optimisers of a batch, on the card.
@@ -127,21 +139,12 @@ impl NoisePredictor for Network<'_> {
     }
 
     fn optimise(&self, subjects: &[TailOptimisation<'_>]) -> hiper_core::Result<Vec<Optimised>> {
-        if self.on_card { self.replay(subjects) } else { Differentiated(self.unet).optimise(subjects) }
-    }
-}
-
-/// The same, differentiated anew each step: what hiper-core does with any network.
-struct Differentiated<'a>(&'a UNet2DConditionModel);
-
-impl NoisePredictor for Differentiated<'_> {
-    fn predict_noise(
-        &self,
-        latents: &Tensor,
-        timesteps: &[f64],
-        text: &Tensor,
-    ) -> candle_core::Result<Tensor> {
-        Ok(self.0.forward(latents, timesteps, text)?)
+        match subjects {
+            [first, others @ ..] if self.on_card && others.iter().all(|other| alike(first, other)) => {
+                self.replay(first, subjects)
+            }
+            _ => optimise_step_by_step(self, subjects),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Steps of an optimisation of the end of a text, which a card takes without waiting for the host.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use hiper_kernels::{AdamConstants, AdamState, Replay};
 
 use super::UNet2DConditionModel;
@@ -29,7 +29,32 @@ pub struct OptimisationStep<'a> {
 }
 
 /// Steps of Adam on the last `n` tokens of each text of a batch, against `mean((target − prediction)²)`. On an NVIDIA card a
-/// whole step (mixing, network, gradient, Adam) is recorded once, and replayed; nothing is read back before the last.
+/// whole step (mixing, network, gradient, Adam) is recorded once, and replayed; nothing is read back before the last. A text
+/// stops before the first step whose loss, gradient or moved token is not finite ([`AdamState::counts`]).
+///
+/// ```no_run
+/// # use candle_core::{DType, Tensor};
+/// # use sd_models::*;
+/// # fn main() -> Result<()> {
+/// let card = cuda_device(0)?;
+/// let unet = UNet2DConditionModel::load(&ModelFiles::from_dir("model")?.with_dtype(DType::F16), &card)?;
+/// let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &card);
+/// let (latents, head, tail) = (zeros(&[1, 4, 64, 64])?, zeros(&[1, 72, 768])?, zeros(&[1, 5, 768])?);
+/// let constants = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+/// let recorded = RecordedOptimisation::new(&unet, [&latents, &head, &tail], constants, Target::Noise)?;
+/// let before = AdamState {
+///     parameters: tail.flatten_from(1)?,
+///     first_moment: zeros(&[1, 5 * 768])?,
+///     second_moment: zeros(&[1, 5 * 768])?,
+///     counts: zeros(&[1, 2])?,
+/// };
+/// let noise = zeros(&[1, 4, 64, 64])?;
+/// let step = OptimisationStep { noise: &noise, timestep: 500.0, signal: 0.5, sigma: 0.866 };
+/// let (losses, after) = recorded.run(&latents, &head, &before, &[vec![step], vec![step]])?;
+/// assert_eq!((losses.len(), after.parameters.dims()), (2, before.parameters.dims()));
+/// # Ok(())
+/// # }
+/// ```
 pub struct RecordedOptimisation<'a> {
     unet: &'a UNet2DConditionModel,
     tensors: Tensors,
@@ -136,7 +161,7 @@ fn set(argument: &'static str, to: &Tensor, from: &Tensor) -> Result<()> {
 impl Tensors {
     /// Zeros: finite, so that the step that is recorded is too.
     fn new(unet: &UNet2DConditionModel, [latents, head, tail]: [&Tensor; 3]) -> Result<Self> {
-        let device: &Device = latents.device();
+        let device = latents.device();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
         let (batch, n, width) = tail.dims3()?;
         let tail = Var::zeros((batch, n, width), DType::F32, device)?;
@@ -185,7 +210,11 @@ impl Tensors {
         let Some(gradient) = gradients.get(self.tail.as_tensor()) else {
             candle_core::bail!("no gradient reaches the text")
         };
-        self.losses.slice_set(&losses.detach(), 0, 0)?;
-        self.adam.set(&self.adam.step(&gradient.flatten_from(1)?, constants)?)
+        let losses = losses.detach();
+        self.losses.slice_set(&losses, 0, 0)?;
+        // 0, or NaN where the loss is not finite: Adam stops there, whatever the gradient is.
+        let whole = (&losses * 0.0)?.unsqueeze(1)?;
+        let gradient = gradient.flatten_from(1)?.broadcast_add(&whole)?;
+        self.adam.set(&self.adam.step(&gradient, constants)?)
     }
 }
