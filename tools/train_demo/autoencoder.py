@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from common import Every, Threads, learning_rate, save
+from common import Every, learning_rate, save
 from muon import Muon
 from scenes import HELD_OUT_SEED, SIZE, Scenes
 
@@ -26,14 +26,13 @@ def pictures(a, data, batch):
 def train(a, data, log):
     vae, path = new().to(a.device, memory_format=torch.channels_last), a.out / "vae.pt"
     opt = Muon(vae, RATE)
-    step, mean, checkpoints, threads = 0, None, Every(120), Threads(a.threads)
+    step, mean, checkpoints = 0, None, Every(120)
     if path.exists():
         state = torch.load(path, map_location=a.device)
         vae.load_state_dict(state["vae"]); opt.load_state_dict(state["opt"])
         step = state["step"]
     keep = lambda: save({"vae": vae.state_dict(), "opt": opt.state_dict(), "step": step}, path)
     while step * a.vae_batch < a.vae_samples:
-        threads.tick()
         step += 1
         opt.lr = learning_rate(RATE, step * a.vae_batch, a.vae_samples, step, warmup=50, decay=0.4)
         _, x = pictures(a, data, a.vae_batch)

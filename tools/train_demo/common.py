@@ -33,26 +33,3 @@ class Every:
             return False
         self.last = time.monotonic()
         return True
-
-
-class Threads:
-    """Uses one thread or all of `limit`, whichever is faster now: on cores that others use too, one straggler holds up the
-    rest. Every 60 steps tries each for three."""
-
-    def __init__(self, limit):
-        self.choices, self.step, self.times, self.last = sorted({1, limit}), 0, {}, None
-
-    def tick(self):
-        """To be called before each step."""
-        now, tried = time.monotonic(), torch.get_num_threads()
-        if self.last is not None and self.step < 3 * len(self.choices):
-            self.times.setdefault(tried, []).append(now - self.last)
-        self.step += 1
-        if self.step < 3 * len(self.choices):
-            torch.set_num_threads(self.choices[self.step // 3])
-        elif self.step == 3 * len(self.choices):
-            torch.set_num_threads(min(self.choices, key=lambda n: sum(sorted(self.times[n])[:2])))
-        elif self.step == 60:
-            self.step, self.times = 0, {}
-            torch.set_num_threads(self.choices[0])
-        self.last = time.monotonic()

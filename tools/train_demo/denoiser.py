@@ -9,7 +9,7 @@ import autoencoder
 import captions
 import clip_tokenizer
 import text_encoder
-from common import Every, Threads, learning_rate, save
+from common import Every, learning_rate, save
 from export import export, save_sheet
 from muon import Muon
 from scenes import SIZE
@@ -58,6 +58,7 @@ def train(a, vae, tokenizer, data, log):
     unet, text = new_unet().to(a.device, memory_format=torch.channels_last), text_encoder.new(tokenizer).to(a.device)
     if a.device == "cpu":
         unet.set_attn_processor(Attention())
+    predict = torch.compile(unet) if a.device == "cpu" else unet
     nets = torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
     path, step, samples = a.out / "unet.pt", 0, 0
     rng = random.Random(0)
@@ -80,7 +81,7 @@ def train(a, vae, tokenizer, data, log):
     # weighted: no sample is spent on what counts little.
     chance = (5 * (1 - abar) / abar).clamp(max=1).cumsum(0)
     chance = chance / chance[-1]
-    rng, mean_loss, threads = random.Random(step), None, Threads(a.threads)
+    rng, mean_loss = random.Random(step), None
     checkpoints, previews = Every(120), Every(1200)
     torch.manual_seed(step); np.random.seed(step)
 
@@ -99,7 +100,6 @@ def train(a, vae, tokenizer, data, log):
         save_sheet(a.out / f"sheet_{samples:07}.png", a.out / "model", [captions.full(s) for s in data.scenes[:12]], device=a.device)
 
     while samples < a.unet_samples:
-        threads.tick()
         step, samples = step + 1, samples + a.batch
         opt.lr = learning_rate(a.lr, samples, a.unet_samples, step, warmup=100, decay=0.3)
         # Each scene and its caption at two timesteps: half the text encoder's work. Timesteps are stratified over the batch.
@@ -112,7 +112,7 @@ def train(a, vae, tokenizer, data, log):
         s = abar[t].view(-1, 1, 1, 1)
         noisy = (s.sqrt() * x0 + (1 - s).sqrt() * noise).to(memory_format=torch.channels_last)
         with torch.autocast(a.device, torch.bfloat16, enabled=not a.f32):
-            y = unet(noisy, t, text_encoder.mixed(text, *ids).repeat(2, 1, 1)).sample
+            y = predict(noisy, t, text_encoder.mixed(text, *ids).repeat(2, 1, 1)).sample
         error = (y.float() - noise).square() * weight_map[where].float().to(a.device).repeat(2, 1, 1, 1)
         loss = error.mean()
         opt.zero_grad(); loss.backward()

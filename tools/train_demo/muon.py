@@ -1,8 +1,6 @@
 """Muon (Keller Jordan, 2024; step sizes as in arXiv 2502.16982): momentum whose update of each weight matrix is made orthogonal."""
 import torch
 
-from common import has_bf16
-
 
 class Muon:
     """For every weight that is a matrix or a convolution of at least 16 × 16; AdamW for the rest, at the same learning rate."""
@@ -48,13 +46,16 @@ class Muon:
 
 
 def orthogonal(x, steps=5):
-    """The nearest matrices [B, m, n] with singular values near 1, by Newton–Schulz."""
+    """The nearest matrices [B, m, n] with singular values near 1, by Newton–Schulz: x times a polynomial of x xᵀ at each step. The
+    polynomials are multiplied with one another first, for x is up to twenty times as long as wide."""
     dtype, tall = x.dtype, x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).contiguous()
-    if has_bf16(x.device.type):
-        x = x.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square, product = x @ x.mT, None
     for _ in range(steps):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
+        product = polynomial if product is None else polynomial @ product
+        square = polynomial @ square @ polynomial
+    x = product @ x
     return (x.mT if tall else x).to(dtype)

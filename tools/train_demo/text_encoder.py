@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import captions
-from common import Threads, learning_rate
+from common import learning_rate
 from muon import Muon
 
 WIDTH, BATCH, RATE = 128, 128, 2e-3
@@ -53,9 +53,8 @@ def train(a, text, encode, data, rng, log):
     everything = [answers(s, {"species", "pose", "background", *captions.ATTRIBUTES}) for s in data.scenes[:5000]]
     choices = {q: sorted({each[q] for each in everything}) for q in everything[0]}
     questions = nn.ModuleDict({q: nn.Linear(WIDTH, len(c)) for q, c in choices.items()}).to(a.device)
-    opt, total, threads, correct = Muon(nn.ModuleList([text, questions]), RATE), a.text_samples // BATCH, Threads(a.threads), None
+    opt, total, correct = Muon(nn.ModuleList([text, questions]), RATE), a.text_samples // BATCH, None
     for step in range(1, total + 1):
-        threads.tick()
         opt.lr = learning_rate(RATE, step, total, step, warmup=20, decay=0.5)
         scenes = [data.scenes[i] for i in np.random.randint(0, len(data.scenes), BATCH)]
         described = [captions.describe(rng) for _ in scenes]
