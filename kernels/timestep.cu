@@ -1,6 +1,6 @@
 // The sinusoidal embedding of timesteps.
 //
-// timestep_embedding_{f32,f16,bf16}
+// timestep_embedding_f32
 //
 // Shapes  embedding [B, channels], timesteps [B] f32. With half = channels / 2 and f_i = 10000^(−i / (half − freq_shift)):
 //         embedding = [sin(t f), cos(t f)], halves exchanged if flip_sin_to_cos ≠ 0; an odd channel more is 0.
@@ -12,8 +12,8 @@
 // Time    320 channels: 2 µs, bound by its launch.
 #include "device.cuh"
 
-template <typename T>
-DEVICE void timestep_embedding(T* embedding, const float* timesteps, int channels, int flip_sin_to_cos, float freq_shift) {
+KERNEL(timestep_embedding_f32, (256), float* embedding, const float* timesteps, int channels, int flip_sin_to_cos,
+       float freq_shift) {
     int channel = blockIdx.x * blockDim.x + threadIdx.x, half = channels / 2;
     if (channel >= channels) return;
     float value = 0.0f;
@@ -24,14 +24,5 @@ DEVICE void timestep_embedding(T* embedding, const float* timesteps, int channel
         bool cosine = (channel >= half) != (flip_sin_to_cos != 0);
         value = static_cast<float>(cosine ? cos(phase) : sin(phase));
     }
-    embedding[static_cast<int64_t>(blockIdx.y) * channels + channel] = from_f32<T>(value);
+    embedding[static_cast<int64_t>(blockIdx.y) * channels + channel] = value;
 }
-
-#define OF_TYPE(T, type)                                                                                           \
-    KERNEL(timestep_embedding_##type, (256), T* embedding, const float* timesteps, int channels, int flip_sin_to_cos, \
-           float freq_shift) {                                                                                     \
-        timestep_embedding(embedding, timesteps, channels, flip_sin_to_cos, freq_shift);                           \
-    }
-OF_TYPE(float, f32)
-OF_TYPE(f16, f16)
-OF_TYPE(bf16, bf16)

@@ -125,11 +125,6 @@ DEVICE float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __expf(x) std::exp(static_cast<float>(x))
 #define __logf(x) std::log(static_cast<float>(x))
 DEVICE float __fdividef(float x, float y) { return x / y; }
-DEVICE unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
-DEVICE void sincospif(float x, float* sine, float* cosine) {
-    double angle = 3.14159265358979323846 * x;
-    *sine = static_cast<float>(std::sin(angle)), *cosine = static_cast<float>(std::cos(angle));
-}
 DEVICE unsigned __float_as_uint(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
 DEVICE float __uint_as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
 DEVICE float exp2_approx(float x) { return std::exp2(x); }

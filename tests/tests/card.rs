@@ -7,11 +7,11 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use hiper_core::{LossAndGradient, NoisePredictor, TailLoss, TorchGenerator};
-use hiper_kernels::on_test_device;
+use hiper_kernels::{draw_noise, on_test_device};
 use hiper_tests::{Network, relative_l2};
 use sd_models::{
-    AdamConstants, AdamState, Memory, ModelFiles, OptimisationStep, RecordedOptimisation, StableDiffusion,
-    Target, UNet2DConditionModel,
+    AdamConstants, AdamState, Memory, ModelFiles, OptimisationConfig, RecordedOptimisation, StableDiffusion,
+    Target,
 };
 
 /// What a hundred layers make of roundings to `f16`: 11 bits, of which the errors of a pass leave 8 or so.
@@ -114,40 +114,61 @@ fn texts_pictures_and_latents_are_those_of_a_cpu() {
     }
 }
 
+/// A card draws what hiper-core draws.
+#[test]
+fn a_cards_draws_are_torchs_bit_for_bit() {
+    const SHAPE: [usize; 4] = [2, 4, 16, 16];
+    let mut generators = [5, 6].map(TorchGenerator::new);
+    on_test_device(|device| {
+        let state = |generator: &TorchGenerator| {
+            let state = generator.state();
+            [state.words, vec![state.index as u32]].concat()
+        };
+        let states = generators.each_ref().map(state).concat();
+        let mut states = Tensor::from_vec(states, (2, 625), device).unwrap();
+        for _ in 0..3 {
+            let drawn = draw_noise(&states, &SHAPE, 1000).unwrap();
+            for (i, generator) in generators.iter_mut().enumerate() {
+                let numbers = generator.randn(SHAPE[1..].iter().product());
+                assert_eq!(values(&drawn.noise.get(i).unwrap()), numbers);
+                assert_eq!(values(&drawn.timesteps)[i], generator.randint(1000) as f32);
+            }
+            states = drawn.generators;
+        }
+    });
+}
+
 /// A loss may overflow where its gradient does not.
 #[test]
 fn a_recorded_optimisation_stops_before_a_loss_that_is_not_finite() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/sd1");
     on_test_device(|device| {
-        let files = ModelFiles::from_dir(folder).unwrap();
-        let unet = UNet2DConditionModel::load(&files, device).unwrap();
-        let width = unet.cross_attention_dim();
-        let [latents, noise] = [1, 2].map(|seed| draw(seed, &[1, 4, 16, 16], device));
-        let (head, tail) = (draw(3, &[1, 72, width], device), draw(4, &[1, 5, width], device));
+        let model = model(DType::F32, Memory::Fast, device);
+        let width = model.unet.cross_attention_dim();
+        // With no signal at any timestep the network sees noise alone, and should answer the latents: 1e20 of the second.
+        let latents = draw_latents(&model, 1, device);
+        let latents = Tensor::cat(&[&latents, &(&latents * 1e20).unwrap()], 0).unwrap();
+        let (head, tail) = (draw(3, &[2, 72, width], device), draw(4, &[2, 5, width], device));
         let zeros = |shape: [usize; 2]| Tensor::zeros(&shape, DType::F32, device).unwrap();
         let before = AdamState {
             parameters: tail.flatten_from(1).unwrap(),
-            first_moment: zeros([1, 5 * width]),
-            second_moment: zeros([1, 5 * width]),
-            counts: zeros([1, 2]),
+            first_moment: zeros([2, 5 * width]),
+            second_moment: zeros([2, 5 * width]),
+            counts: zeros([2, 2]),
         };
-        let constants = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-        let shapes = [&latents, &head, &tail];
-        let recorded = RecordedOptimisation::new(&unet, shapes, constants, Target::Noise).unwrap();
-        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-
-        let step = OptimisationStep { noise: &noise, timestep: 500.0, signal: 0.6, sigma: 0.8 };
-        let (losses, after) = recorded.run(&latents, &head, &before, &[vec![step]]).unwrap();
-        assert!(losses[0][0].is_finite() && values(&after.counts) == [1.0, 0.0]);
-        let moved = values(&after.parameters);
-        assert_ne!(moved, values(&before.parameters));
-
-        // The network sees the latents alone, and should answer 1e20.
-        let far = (noise.ones_like().unwrap() * 1e20).unwrap();
-        let overflow = OptimisationStep { noise: &far, timestep: 500.0, signal: 1.0, sigma: 0.0 };
-        let steps = [vec![step], vec![overflow], vec![step]];
-        let (losses, after) = recorded.run(&latents, &head, &before, &steps).unwrap();
-        assert_eq!(losses[1], [f32::INFINITY]);
-        assert_eq!((values(&after.counts), values(&after.parameters)), (vec![1.0, 1.0], moved));
+        let adam = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let config = OptimisationConfig { adam, target: Target::Velocity, alphas_cumprod: vec![0.0; 10] };
+        let recorded = RecordedOptimisation::new(&model.unet, [&latents, &head, &tail], config).unwrap();
+        let generators = Tensor::zeros((2, 625), DType::U32, device).unwrap();
+        let (losses, after) = recorded.run(&latents, &head, &before, &generators, 2).unwrap();
+        assert!(losses.iter().all(|step| step[0].is_finite() && step[1] == f32::INFINITY), "{losses:?}");
+        assert_eq!(values(&after.counts), [2.0, 0.0, 0.0, 1.0]);
+        let moved = |i: usize| {
+            values(&after.parameters.get(i).unwrap()) != values(&before.parameters.get(i).unwrap())
+        };
+        assert_eq!([moved(0), moved(1)], [true, false]);
     });
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Draw, Error, GradientCheck, HiperEmbedding, HiperMetadata,
-    NoisePredictor, NoiseSchedule, Optimised, Result, TailLoss, TailOptimisation, TextEmbedding,
+    Adam, AdamConfig, Checkpoint, DEFAULT_N_HIPER, Error, GradientCheck, HiperEmbedding, HiperMetadata,
+    NoisePredictor, NoiseSchedule, Optimised, Result, Step, TailLoss, TailOptimisation, TextEmbedding,
     TorchGenerator, check_gradient,
 };
 
@@ -25,17 +25,6 @@ impl Default for PersonalisationConfig {
     fn default() -> Self {
         Self { n_hiper: DEFAULT_N_HIPER, train_steps: 1000, adam: AdamConfig::default() }
     }
-}
-
-/// What one step did.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Step {
-    /// Counted from 1.
-    pub step: usize,
-    /// The timestep drawn.
-    pub timestep: usize,
-    /// The loss before the tail moved.
-    pub loss: f64,
 }
 
 /// When [`Personalisation::run`] stops and stores; the default does neither before the end.
@@ -238,42 +227,29 @@ impl Personalisation {
         let left = |run: &&mut Self| run.config.train_steps.saturating_sub(run.adam.steps);
         let least = runs.iter().map(left).filter(|&left| left > 0).min().unwrap_or(0);
         let count = network.steps_at_once().clamp(1, most.max(1)).min(least);
-        let drawn = runs.iter().map(|run| (!run.is_finished()).then(|| run.draw(count)).transpose());
-        let drawn = drawn.collect::<Result<Vec<Option<Drawn>>>>()?;
-        let asked =
-            runs.iter().zip(&drawn).filter_map(|(run, drawn)| Some(run.optimisation(drawn.as_ref()?)));
-        let asked: Vec<TailOptimisation<'_>> = asked.collect();
+        let asked: Vec<TailOptimisation<'_>> =
+            runs.iter().filter(|run| !run.is_finished()).map(|run| run.optimisation()).collect();
         TailOptimisation::check_batch(&asked)?;
-        let answers = if asked.is_empty() { Vec::new() } else { network.optimise(&asked)? };
+        let answers = if asked.is_empty() { Vec::new() } else { network.optimise(&asked, count)? };
         if answers.len() != asked.len() {
             let expected = format!("{}, one for each subject", asked.len());
             return Err(Error::argument("what the network optimised", expected, answers.len()));
         }
         let mut answers = answers.into_iter();
-        let moved = runs.iter_mut().zip(drawn).map(|(run, drawn)| {
-            let Some(drawn) = drawn else { return Ok(Vec::new()) };
-            answers.next().map_or(Ok(Vec::new()), |answer| run.take(drawn, answer))
+        let moved = runs.iter_mut().map(|run| match run.is_finished() {
+            true => Ok(Vec::new()),
+            false => answers.next().map_or(Ok(Vec::new()), |answer| run.take(answer)),
         });
         Ok(moved.collect())
     }
 
-    /// Moves the tail, and the generator past the draws of the steps taken. A failure after some of them is met again, first of
-    /// all, by the next call.
-    fn take(&mut self, drawn: Drawn, optimised: Optimised) -> Result<Vec<Step>> {
-        let Optimised { losses, tail, adam, failure } = optimised;
-        let Some(&last_loss) = losses.last() else { return failure.map_or(Ok(Vec::new()), Err) };
-        let step = |(i, (loss, draw)): (usize, (f64, &Draw))| Step {
-            step: self.adam.steps + 1 + i,
-            timestep: draw.timestep,
-            loss,
-        };
-        let steps: Vec<Step> = losses.iter().copied().zip(&drawn.draws).enumerate().map(step).collect();
-        let Some(generator) = drawn.generators.into_iter().nth(steps.len() - 1) else {
-            return Err(Error::argument("the network's losses", "one for each draw", losses.len()));
-        };
+    /// Moves the tail. A failure after some steps is met again, first of all, by the next call.
+    fn take(&mut self, optimised: Optimised) -> Result<Vec<Step>> {
+        let Optimised { steps, tail, adam, generator, failure } = optimised;
+        let Some(last) = steps.last() else { return failure.map_or(Ok(Vec::new()), Err) };
         let tail = Tensor::from_vec(tail, self.tail.tensor().shape(), self.head.device())?;
         self.tail = HiperEmbedding::new(tail)?;
-        (self.adam, self.generator, self.last_loss) = (adam, generator, Some(last_loss));
+        (self.adam, self.generator, self.last_loss) = (adam, generator, Some(last.loss));
         Ok(steps)
     }
 
@@ -341,8 +317,8 @@ impl Personalisation {
     /// # Errors
     /// When the network fails.
     pub fn check_gradient(&self, network: &impl NoisePredictor) -> Result<GradientCheck> {
-        let Drawn { draws, generators } = self.draw(1)?;
-        let (draw, mut generator) = (&draws[0], generators[0].clone());
+        let mut generator = self.generator.clone();
+        let draw = self.optimisation().draw(&mut generator)?;
         let step = TailLoss {
             noisy_latents: &self.schedule.add_noise(&self.latents, &draw.noise, draw.timestep)?,
             timestep: draw.timestep as f64,
@@ -353,35 +329,16 @@ impl Personalisation {
         check_gradient(network, &step, &mut generator, Default::default())
     }
 
-    /// The draws of the next steps.
-    fn draw(&self, count: usize) -> Result<Drawn> {
-        let mut generator = self.generator.clone();
-        let mut drawn = Drawn { draws: Vec::with_capacity(count), generators: Vec::with_capacity(count) };
-        for _ in 0..count {
-            let noise = generator.randn_tensor(self.latents.dims(), self.latents.device())?;
-            let timestep = generator.randint(self.schedule.num_train_timesteps() as u32) as usize;
-            drawn.draws.push(Draw { noise, timestep });
-            drawn.generators.push(generator.clone());
-        }
-        Ok(drawn)
-    }
-
-    fn optimisation(&self, drawn: &Drawn) -> TailOptimisation<'_> {
+    fn optimisation(&self) -> TailOptimisation<'_> {
         TailOptimisation {
             latents: &self.latents,
             head: &self.head,
             tail: self.tail.tensor(),
             adam: &self.adam,
+            generator: &self.generator,
             schedule: &self.schedule,
-            draws: drawn.draws.clone(),
         }
     }
-}
-
-/// The draws of some steps, and the generator after each.
-struct Drawn {
-    draws: Vec<Draw>,
-    generators: Vec<TorchGenerator>,
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {

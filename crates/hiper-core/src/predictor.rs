@@ -113,8 +113,8 @@ pub trait NoisePredictor {
         1
     }
 
-    /// Steps of Adam, for each subject of a batch as many as it has draws, and all have equally many: what [`Personalisation`]
-    /// calls. A subject stops before the first step whose loss, gradient or moved tail is not finite.
+    /// Steps of Adam for each subject of a batch: what [`Personalisation`] calls. A subject stops before the first step whose
+    /// loss, gradient or moved tail is not finite.
     ///
     /// The default takes [`losses_and_gradients`](Self::losses_and_gradients) step by step.
     ///
@@ -122,8 +122,8 @@ pub trait NoisePredictor {
     /// Whatever the network's errors are: no subject has moved then.
     ///
     /// [`Personalisation`]: crate::Personalisation
-    fn optimise(&self, subjects: &[TailOptimisation<'_>]) -> Result<Vec<Optimised>> {
-        optimise_step_by_step(self, subjects)
+    fn optimise(&self, subjects: &[TailOptimisation<'_>], steps: usize) -> Result<Vec<Optimised>> {
+        optimise_step_by_step(self, subjects, steps)
     }
 }
 

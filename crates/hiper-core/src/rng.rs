@@ -131,6 +131,16 @@ impl TorchGenerator {
         values
     }
 
+    /// Goes on as after [`randn`](Self::randn), without the numbers.
+    pub fn skip_randn(&mut self, n: usize) {
+        if n < 16 {
+            self.randn(n);
+            return;
+        }
+        let redrawn = if n.is_multiple_of(16) { 0 } else { 16 };
+        (0..n + redrawn).for_each(|_| _ = self.bits());
+    }
+
     /// [`randn`](Self::randn) as a tensor of `f32`.
     ///
     /// # Errors
@@ -178,6 +188,16 @@ mod tests {
         let mut b = TorchGenerator::from_state(a.state()).unwrap();
         assert_eq!(a.randn(3), b.randn(3));
         assert_eq!(a.randn(100), b.randn(100));
+    }
+
+    #[test]
+    fn skipping_is_drawing() {
+        for n in [0, 1, 3, 15, 16, 17, 32, 1000] {
+            let (mut a, mut b) = (TorchGenerator::new(7), TorchGenerator::new(7));
+            a.randn(n);
+            b.skip_randn(n);
+            assert_eq!(a, b, "{n}");
+        }
     }
 
     #[test]

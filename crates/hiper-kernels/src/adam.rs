@@ -3,7 +3,6 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::Error;
 use crate::error::check_shape;
 use crate::gpu::{Argument, Array, Card, Gpu, Launch, View, keep, on_card, with_views};
 
@@ -55,10 +54,7 @@ impl AdamState {
         if let Some(other) = inputs.iter().find(|tensor| tensor.dtype() != DType::F32) {
             return Err(candle_core::Error::UnsupportedDTypeForOp(other.dtype(), NAME).bt());
         }
-        let Some(card) = Card::of(gradient.device())? else {
-            return Err(Error::Unsupported { op: NAME, what: "tensors on a CPU".into() }.into());
-        };
-        on_card!(card, gpu => {
+        on_card!(Card::needed(gradient, NAME)?, gpu => {
             // The kernel moves them where they are.
             let moved = [&self.parameters, &self.first_moment, &self.second_moment, &self.counts];
             let [parameters, first_moment, second_moment, counts] = moved.map(|tensor| keep(&gpu, tensor));
@@ -128,7 +124,7 @@ mod tests {
 
     /// The kernel's arithmetic is looked at in kernels/host/tests/adam.rs.
     #[test]
-    fn the_first_step_has_the_learning_rates_length_and_the_second_subject_stops() {
+    fn a_cards_first_step_has_the_learning_rates_length_and_the_second_subject_stops() {
         let gradient = Tensor::new(&[[3f32, -0.5, 0.0], [1.0, f32::NAN, 1.0]], &Device::Cpu).unwrap();
         let (before, kept) = (state(), state());
         let after = on_host(|| before.step(&gradient, &CONSTANTS)).unwrap();

@@ -48,9 +48,11 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod memory;
+mod random;
 mod resnet_block;
 #[cfg(test)]
 mod testing;
+mod timestep;
 mod transformer;
 mod upsample;
 
@@ -68,6 +70,8 @@ pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use memory::{Memory, keep_freed_memory};
+pub use random::{Drawn, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
+pub use timestep::timestep_embedding;
 pub use transformer::{Transformer, TransformerAttention, TransformerBlock};
 pub use upsample::upsample_nearest2d;

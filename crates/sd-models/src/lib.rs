@@ -36,6 +36,6 @@ pub use loader::{ModelFiles, Weights};
 pub use stable_diffusion::{SampleConfig, StableDiffusion};
 pub use tokenizer::{ClipTokenizer, Tokens};
 pub use unet::{
-    OneOrMany, OptimisationStep, RecordedOptimisation, Target, UNet2DConditionConfig, UNet2DConditionModel,
+    OneOrMany, OptimisationConfig, RecordedOptimisation, Target, UNet2DConditionConfig, UNet2DConditionModel,
 };
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, DiagonalGaussian};

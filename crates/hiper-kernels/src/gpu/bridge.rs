@@ -33,6 +33,12 @@ impl Card {
             Device::Metal(_) => Err(Error::NotCompiledIn("Metal").into()),
         }
     }
+
+    /// The card that an operator's tensor must be on.
+    pub(crate) fn needed(tensor: &Tensor, op: &'static str) -> Result<Self> {
+        let on_cpu = || Error::Unsupported { op, what: "tensors on a CPU".into() };
+        Ok(Self::of(tensor.device())?.ok_or_else(on_cpu)?)
+    }
 }
 
 /// The same expression for each kind of card.

@@ -111,6 +111,7 @@ impl Gpu for Cuda {
             CudaStorageSlice::F32(_) => DType::F32,
             CudaStorageSlice::F16(_) => DType::F16,
             CudaStorageSlice::BF16(_) => DType::BF16,
+            CudaStorageSlice::U32(_) => DType::U32,
             _ => return Err(candle_core::Error::UnsupportedDTypeForOp(storage.dtype(), "a kernel").bt()),
         };
         Ok(Given::Here(View { buffer: storage, dtype, first, len: end - first }))
@@ -121,6 +122,7 @@ impl Gpu for Cuda {
         let buffer = match view.dtype {
             DType::F16 => self.copy_of::<f16>(view)?,
             DType::BF16 => self.copy_of::<bf16>(view)?,
+            DType::U32 => self.copy_of::<u32>(view)?,
             _ => self.copy_of::<f32>(view)?,
         };
         Ok(Array { buffer, dtype: view.dtype, len: view.len })
@@ -172,6 +174,7 @@ impl Cuda {
             CudaStorageSlice::F32(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
             CudaStorageSlice::F16(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
             CudaStorageSlice::BF16(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
+            CudaStorageSlice::U32(slice) => (slice.device_ptr(&self.stream).0, slice.len()),
             _ => return Err(launch.error("not a type that kernels take")),
         };
         if view.first + view.len > len {

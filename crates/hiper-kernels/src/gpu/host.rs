@@ -46,6 +46,7 @@ pub(crate) enum HostBuffer {
     F32(host_kernels::Buffer<f32>),
     F16(host_kernels::Buffer<f16>),
     BF16(host_kernels::Buffer<bf16>),
+    U32(host_kernels::Buffer<u32>),
     /// Memory of a card.
     Card(<Cuda as Gpu>::Buffer),
 }
@@ -60,6 +61,7 @@ impl HostBuffer {
             Self::F32(buffer) => buffer.at(index),
             Self::F16(buffer) => buffer.at(index),
             Self::BF16(buffer) => buffer.at(index),
+            Self::U32(buffer) => buffer.at(index),
             Self::Card(_) => return Err(Error::Device.into()),
         })
     }
@@ -119,6 +121,7 @@ impl Gpu for Host {
                 CpuStorage::F32(x) => CpuStorage::F32(x[start..end].to_vec()),
                 CpuStorage::F16(x) => CpuStorage::F16(x[start..end].to_vec()),
                 CpuStorage::BF16(x) => CpuStorage::BF16(x[start..end].to_vec()),
+                CpuStorage::U32(x) => CpuStorage::U32(x[start..end].to_vec()),
                 _ => candle_core::bail!("not a type that kernels take"),
             };
             return Ok(Given::Copied(card.upload(part, end - start)?));
@@ -127,6 +130,7 @@ impl Gpu for Host {
             CpuStorage::F32(x) => (HostBuffer::F32(Buffer::from_slice(&x[start..end])), DType::F32),
             CpuStorage::F16(x) => (HostBuffer::F16(Buffer::from_slice(&x[start..end])), DType::F16),
             CpuStorage::BF16(x) => (HostBuffer::BF16(Buffer::from_slice(&x[start..end])), DType::BF16),
+            CpuStorage::U32(x) => (HostBuffer::U32(Buffer::from_slice(&x[start..end])), DType::U32),
             _ => candle_core::bail!("not a type that kernels take"),
         };
         Ok(Given::Copied(Array { buffer, dtype, len: end - start }))
@@ -144,6 +148,7 @@ impl Gpu for Host {
             HostBuffer::F32(buffer) => CpuStorage::F32(buffer.to_vec()),
             HostBuffer::F16(buffer) => CpuStorage::F16(buffer.to_vec()),
             HostBuffer::BF16(buffer) => CpuStorage::BF16(buffer.to_vec()),
+            HostBuffer::U32(buffer) => CpuStorage::U32(buffer.to_vec()),
             HostBuffer::Card(buffer) => match &self.card {
                 Some(card) => card.download(buffer, array.dtype, array.len)?,
                 None => return Err(Error::Device.into()),

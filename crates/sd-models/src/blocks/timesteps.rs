@@ -1,7 +1,7 @@
 //! diffusers' `Timesteps` and `TimestepEmbedding`.
 
 use candle_core::{DType, Tensor};
-use hiper_kernels::{Activation, Linear, activation};
+use hiper_kernels::{Activation, Linear, activation, timestep_embedding};
 
 use super::linear;
 use crate::{Result, Weights};
@@ -40,6 +40,11 @@ impl TimestepEmbedding {
     pub(crate) fn rows(&self, timesteps: &[f64]) -> Result<Tensor> {
         let sinusoids = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep as f32)).collect();
         Ok(Tensor::from_vec(sinusoids, (timesteps.len(), self.channels), &self.device)?)
+    }
+
+    /// The same of timesteps `[B]` that are on a card.
+    pub(crate) fn rows_on_card(&self, timesteps: &Tensor) -> candle_core::Result<Tensor> {
+        timestep_embedding(timesteps, self.channels, self.flip_sin_to_cos, self.freq_shift as f32)
     }
 
     /// Features of rows, `[B, 4C]`, with the activation that every residual block would apply to them.

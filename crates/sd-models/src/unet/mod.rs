@@ -10,7 +10,7 @@ use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
 pub(crate) use guided_prediction::GuidedPrediction;
-pub use recorded_optimisation::{OptimisationStep, RecordedOptimisation, Target};
+pub use recorded_optimisation::{OptimisationConfig, RecordedOptimisation, Target};
 use unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 
 use crate::blocks::{Precision, TimestepEmbedding, conv2d, group_norm};

@@ -1,36 +1,35 @@
 //! Steps of an optimisation of the end of a text, which a card takes without waiting for the host.
 
 use candle_core::{DType, Tensor, Var};
-use hiper_kernels::{AdamConstants, AdamState, Replay};
+use hiper_kernels::{AdamConstants, AdamState, Replay, add_noise, draw_noise, velocity};
 
 use super::UNet2DConditionModel;
 use crate::{Error, Result};
 
-/// What a network is asked to predict, as [`OptimisationStep`] mixes it.
+/// What a network is asked to predict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The noise.
     Noise,
-    /// `signal · noise − sigma · latents`.
+    /// `√ᾱ noise − √(1 − ᾱ) latents`.
     Velocity,
 }
 
-/// One step of one of a batch: the network sees `signal · latents + sigma · noise` at `timestep`.
-#[derive(Debug, Clone, Copy)]
-pub struct OptimisationStep<'a> {
-    /// `[1, C, h, w]`.
-    pub noise: &'a Tensor,
-    /// When.
-    pub timestep: f64,
-    /// How much of the latents.
-    pub signal: f32,
-    /// How much noise.
-    pub sigma: f32,
+/// What is the same for all steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptimisationConfig {
+    /// The optimiser's constants.
+    pub adam: AdamConstants,
+    /// What the network is asked to predict.
+    pub target: Target,
+    /// ᾱ of every training timestep: the network sees `√ᾱ latents + √(1 − ᾱ) noise`.
+    pub alphas_cumprod: Vec<f32>,
 }
 
 /// Steps of Adam on the last `n` tokens of each text of a batch, against `mean((target − prediction)²)`. On an NVIDIA card a
-/// whole step (mixing, network, gradient, Adam) is recorded once, and replayed; nothing is read back before the last. A text
-/// stops before the first step whose loss, gradient or moved token is not finite ([`AdamState::counts`]).
+/// whole step (draws, mixing, network, gradient, Adam) is recorded once, and replayed; nothing is sent in between, and nothing read
+/// back before the last. A text stops before the first step whose loss, gradient or moved token is not finite
+/// ([`AdamState::counts`]).
 ///
 /// ```no_run
 /// # use candle_core::{DType, Tensor};
@@ -40,37 +39,34 @@ pub struct OptimisationStep<'a> {
 /// let unet = UNet2DConditionModel::load(&ModelFiles::from_dir("model")?.with_dtype(DType::F16), &card)?;
 /// let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &card);
 /// let (latents, head, tail) = (zeros(&[1, 4, 64, 64])?, zeros(&[1, 72, 768])?, zeros(&[1, 5, 768])?);
-/// let constants = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-/// let recorded = RecordedOptimisation::new(&unet, [&latents, &head, &tail], constants, Target::Noise)?;
+/// let adam = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+/// let config = OptimisationConfig { adam, target: Target::Noise, alphas_cumprod: vec![0.5; 1000] };
+/// let recorded = RecordedOptimisation::new(&unet, [&latents, &head, &tail], config)?;
 /// let before = AdamState {
 ///     parameters: tail.flatten_from(1)?,
 ///     first_moment: zeros(&[1, 5 * 768])?,
 ///     second_moment: zeros(&[1, 5 * 768])?,
 ///     counts: zeros(&[1, 2])?,
 /// };
-/// let noise = zeros(&[1, 4, 64, 64])?;
-/// let step = OptimisationStep { noise: &noise, timestep: 500.0, signal: 0.5, sigma: 0.866 };
-/// let (losses, after) = recorded.run(&latents, &head, &before, &[vec![step], vec![step]])?;
+/// let generators = Tensor::zeros((1, 625), DType::U32, &card)?; // 624 words of mt19937, and how many of them are used
+/// let (losses, after) = recorded.run(&latents, &head, &before, &generators, 2)?;
 /// assert_eq!((losses.len(), after.parameters.dims()), (2, before.parameters.dims()));
 /// # Ok(())
 /// # }
 /// ```
 pub struct RecordedOptimisation<'a> {
-    unet: &'a UNet2DConditionModel,
     tensors: Tensors,
     replay: Replay<'a>,
-    constants: AdamConstants,
-    target: Target,
+    config: OptimisationConfig,
 }
 
 /// What a recording reads and writes.
 #[derive(Clone)]
 struct Tensors {
     latents: Tensor,
-    noise: Tensor,
-    sinusoids: Tensor,
-    /// `[2, B, 1, 1, 1]`: `signal` and `sigma`.
-    mixture: Tensor,
+    alphas_cumprod: Tensor,
+    /// `[B, 625]` of `u32`.
+    generators: Tensor,
     /// `[B, T − n, D]`.
     head: Tensor,
     /// `[B, n, D]`.
@@ -82,34 +78,33 @@ struct Tensors {
 }
 
 impl<'a> RecordedOptimisation<'a> {
-    /// For latents `[B, C, h, w]` and texts `head [B, T − n, D]`, `tail [B, n, D]` of the shapes of these, on a card.
+    /// For latents `[B, C, h, w]`, of at least 16 numbers each, and texts `head [B, T − n, D]`, `tail [B, n, D]` of the shapes of
+    /// these, on a card.
     ///
     /// # Errors
     /// When a shape disagrees with the configuration, or the network is not on a card.
     pub fn new(
         unet: &'a UNet2DConditionModel,
         [latents, head, tail]: [&Tensor; 3],
-        constants: AdamConstants,
-        target: Target,
+        config: OptimisationConfig,
     ) -> Result<Self> {
         let timesteps = vec![0.0; latents.dims().first().copied().unwrap_or_default()];
         unet.check(latents, &timesteps, &Tensor::cat(&[head, tail], 1)?)?;
-        let tensors = Tensors::new(unet, [latents, head, tail])?;
-        let recorded = tensors.clone();
-        let replay = Replay::new(latents.device(), move || recorded.step(unet, &constants, target))?;
-        Ok(Self { unet, tensors, replay, constants, target })
+        let tensors = Tensors::new([latents, head, tail], &config.alphas_cumprod)?;
+        let (recorded, adam, target) = (tensors.clone(), config.adam, config.target);
+        let replay = Replay::new(latents.device(), move || recorded.step(unet, &adam, target))?;
+        Ok(Self { tensors, replay, config })
     }
 
     /// Whether it was recorded for such arguments.
-    pub fn fits(&self, tensors: [&Tensor; 3], constants: AdamConstants, target: Target) -> bool {
+    pub fn fits(&self, tensors: [&Tensor; 3], config: &OptimisationConfig) -> bool {
         let own = [&self.tensors.latents, &self.tensors.head, self.tensors.tail.as_tensor()];
-        own.iter().zip(tensors).all(|(own, other)| own.dims() == other.dims())
-            && (self.constants, self.target) == (constants, target)
+        own.iter().zip(tensors).all(|(own, other)| own.dims() == other.dims()) && self.config == *config
     }
 
-    /// Takes `steps`, a list of the batch's for each, from a state of the batch: `latents`, `head` and the optimiser, whose
-    /// parameters are the tails `[B, n·D]`. Returns the losses, a list of the batch's for each step, and the optimiser after
-    /// them; the next call overwrites it.
+    /// Takes `steps` from a state of the batch: `latents`, `head`, the optimiser, whose parameters are the tails `[B, n·D]`, and
+    /// the `generators [B, 625]` of `u32` from which each step draws noise and then a timestep ([`draw_noise`]). Returns the
+    /// losses, a list of the batch's for each step, and the optimiser after them; the next call overwrites it.
     ///
     /// # Errors
     /// When a shape is another.
@@ -118,34 +113,24 @@ impl<'a> RecordedOptimisation<'a> {
         latents: &Tensor,
         head: &Tensor,
         adam: &AdamState,
-        steps: &[Vec<OptimisationStep<'_>>],
+        generators: &Tensor,
+        steps: usize,
     ) -> Result<(Vec<Vec<f32>>, AdamState)> {
         let own = &self.tensors;
-        for (argument, to, from) in [("latents", &own.latents, latents), ("head", &own.head, head)] {
+        for (argument, to, from) in [
+            ("latents", &own.latents, latents),
+            ("head", &own.head, head),
+            ("generators", &own.generators, generators),
+        ] {
             set(argument, to, from)?;
         }
         own.adam.set(adam)?;
-        let batch = latents.dim(0)?;
-        let history = Tensor::zeros((steps.len(), batch), DType::F32, latents.device())?;
-        for (i, step) in steps.iter().enumerate() {
-            self.draw(step)?;
+        let history = Tensor::zeros((steps, latents.dim(0)?), DType::F32, latents.device())?;
+        for i in 0..steps {
             self.replay.run()?;
             history.slice_set(&own.losses.unsqueeze(0)?, 0, i)?;
         }
         Ok((history.to_vec2()?, own.adam.clone()))
-    }
-
-    /// Sends a step's random numbers.
-    fn draw(&self, step: &[OptimisationStep<'_>]) -> Result<()> {
-        let own = &self.tensors;
-        let noise: Vec<&Tensor> = step.iter().map(|subject| subject.noise).collect();
-        let timesteps: Vec<f64> = step.iter().map(|subject| subject.timestep).collect();
-        let parts = [|s: &OptimisationStep<'_>| s.signal, |s: &OptimisationStep<'_>| s.sigma];
-        let mixture: Vec<f32> = parts.iter().flat_map(|part| step.iter().map(part)).collect();
-        let mixture = Tensor::from_vec(mixture, (2, step.len(), 1, 1, 1), own.latents.device())?;
-        set("noise", &own.noise, &Tensor::cat(&noise, 0)?)?;
-        set("timesteps", &own.sinusoids, &self.unet.time_embedding.rows(&timesteps)?)?;
-        set("signal and sigma", &own.mixture, &mixture)
     }
 }
 
@@ -160,7 +145,7 @@ fn set(argument: &'static str, to: &Tensor, from: &Tensor) -> Result<()> {
 
 impl Tensors {
     /// Zeros: finite, so that the step that is recorded is too.
-    fn new(unet: &UNet2DConditionModel, [latents, head, tail]: [&Tensor; 3]) -> Result<Self> {
+    fn new([latents, head, tail]: [&Tensor; 3], alphas_cumprod: &[f32]) -> Result<Self> {
         let device = latents.device();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
         let (batch, n, width) = tail.dims3()?;
@@ -168,9 +153,8 @@ impl Tensors {
         let flat = [batch, n * width];
         Ok(Self {
             latents: zeros(latents.dims())?,
-            noise: zeros(latents.dims())?,
-            sinusoids: unet.time_embedding.rows(&vec![0.0; batch])?,
-            mixture: zeros(&[2, batch, 1, 1, 1])?,
+            alphas_cumprod: Tensor::new(alphas_cumprod, device)?,
+            generators: Tensor::zeros((batch, 625), DType::U32, device)?,
             head: zeros(head.dims())?,
             adam: AdamState {
                 // The same memory: moving one moves the other.
@@ -190,21 +174,18 @@ impl Tensors {
         constants: &AdamConstants,
         target: Target,
     ) -> candle_core::Result<()> {
-        let [signal, sigma] = [self.mixture.get(0)?, self.mixture.get(1)?];
-        let mix = |a: &Tensor, b: &Tensor| -> candle_core::Result<_> {
-            Ok((a.broadcast_mul(&signal)?, b.broadcast_mul(&sigma)?))
-        };
-        let (latents, noise) = mix(&self.latents, &self.noise)?;
-        let noisy_latents = (latents + noise)?;
+        let Self { latents, alphas_cumprod, .. } = self;
+        let drawn = draw_noise(&self.generators, latents.dims(), alphas_cumprod.elem_count())?;
+        self.generators.slice_set(&drawn.generators, 0, 0)?;
+        let (noise, timesteps) = (drawn.noise, &drawn.timesteps);
+        let noisy_latents = add_noise(latents, &noise, timesteps, alphas_cumprod)?;
         let target = match target {
-            Target::Noise => self.noise.clone(),
-            Target::Velocity => {
-                let (noise, latents) = mix(&self.noise, &self.latents)?;
-                (noise - latents)?
-            }
+            Target::Noise => noise,
+            Target::Velocity => velocity(latents, &noise, timesteps, alphas_cumprod)?,
         };
         let text = Tensor::cat(&[&self.head, self.tail.as_tensor()], 1)?;
-        let prediction = unet.forward_at(&noisy_latents, &self.sinusoids, &text)?;
+        let sinusoids = unet.time_embedding.rows_on_card(timesteps)?;
+        let prediction = unet.forward_at(&noisy_latents, &sinusoids, &text)?;
         let losses = (target - prediction)?.sqr()?.flatten_from(1)?.mean(1)?;
         let gradients = losses.sum_all()?.backward()?;
         let Some(gradient) = gradients.get(self.tail.as_tensor()) else {
