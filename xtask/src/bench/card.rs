@@ -1,6 +1,9 @@
 //! `cargo xtask bench --gpu`: HiPer steps and edits on an NVIDIA card, ours and PyTorch's in turn, in f16.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use hiper_core::HiperFile;
 
 use super::contest::{find, take_turns};
 use super::end_to_end::{Figures, time};
@@ -20,6 +23,8 @@ const STEPS: usize = 20;
 const LONG_RUN: usize = 1000;
 /// Steps of an edit.
 const SAMPLING_STEPS: usize = 50;
+/// Steps after which a card's tail is compared with a CPU's.
+const AGREEING_STEPS: usize = 50;
 /// Edits of a process, of which the first warms up.
 const PICTURES: usize = 4;
 const SUBJECTS: usize = 8;
@@ -31,7 +36,7 @@ const SUBJECTS: usize = 8;
 pub fn measure(lab: &Lab<'_>, asked: bool, save: impl Fn(&Figures) -> Result<()>) -> Result<Figures> {
     let mut bench = Bench { lab, asked, figures: Figures::default() };
     lab.draw_photo(lab.args.size)?;
-    for measurement in [Bench::step, Bench::long_run, Bench::edit, Bench::together] {
+    for measurement in [Bench::step, Bench::long_run, Bench::edit, Bench::together, Bench::agreement] {
         measurement(&mut bench)?;
         save(&bench.figures)?;
     }
@@ -46,7 +51,8 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run(&self, steps: usize) -> Personalize {
-        Personalize { size: self.lab.args.size, memory: "fast", steps, threads: self.lab.args.threads() }
+        let (size, threads) = (self.lab.args.size, self.lab.args.threads());
+        Personalize { size, memory: "fast", steps, threads, on_card: true }
     }
 
     /// Steps of a process: its share, and one to warm up.
@@ -130,6 +136,29 @@ impl Bench<'_> {
         self.figures.keep(&what, &outcomes);
         Ok(())
     }
+
+    /// The tail after some steps on the card and on the CPU, in `f32`: photo, sentence and seed are the same.
+    fn agreement(&mut self) -> Result<()> {
+        let (lab, size) = (self.lab, self.lab.args.size);
+        let what = format!("tail after {AGREEING_STEPS} steps {size}², against a CPU's");
+        for on_card in [true, false] {
+            let run = Personalize { on_card, ..self.run(AGREEING_STEPS) };
+            lab.personalize(OURS, run).run().with_context(|| what.clone())?;
+        }
+        let distance = relative_distance(&lab.tail(true), &lab.tail(false))?;
+        self.add(Row::new(what, Unit::Relative, distance), Some(Limits::AtMost), 2e-2);
+        Ok(())
+    }
+}
+
+/// `‖a − b‖ / ‖b‖` of two files' tails.
+fn relative_distance(a: &Path, b: &Path) -> Result<f64> {
+    let tail =
+        |path: &Path| anyhow::Ok(HiperFile::load(path)?.tail.tensor().flatten_all()?.to_vec1::<f32>()?);
+    let (a, b) = (tail(a)?, tail(b)?);
+    let squares = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let difference = squares(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+    Ok((difference / squares(&mut b.iter().copied())).sqrt())
 }
 
 /// Seconds between the files of pictures: of each but the first.
@@ -142,7 +171,22 @@ fn pictures(events: &[serde_json::Value]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{Device, Tensor};
+    use hiper_core::HiperEmbedding;
     use serde_json::json;
+
+    #[test]
+    fn tails_are_compared_by_their_distance() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, numbers: [[f32; 2]; 1]| {
+            let tail = HiperEmbedding::new(Tensor::new(&numbers, &Device::Cpu).unwrap()).unwrap();
+            let path = folder.path().join(name);
+            HiperFile { tail, metadata: Default::default() }.save(&path).unwrap();
+            path
+        };
+        let (a, b) = (write("a", [[3.0, 4.5]]), write("b", [[3.0, 4.0]]));
+        assert_eq!(relative_distance(&a, &b).unwrap(), 0.1);
+    }
 
     #[test]
     fn pictures_take_the_time_between_their_files() {

@@ -82,7 +82,8 @@ impl Bench<'_> {
     }
 
     fn run(&self, size: usize, memory: &'static str) -> Personalize {
-        Personalize { size, memory, steps: self.steps(), threads: self.lab.args.threads() }
+        let (steps, threads) = (self.steps(), self.lab.args.threads());
+        Personalize { size, memory, steps, threads, on_card: false }
     }
 
     /// Fast, PyTorch and lean in turn. Memory and start-up are asked at the large size.

@@ -66,14 +66,14 @@ impl<'a> Lab<'a> {
         self.scratch(&format!("photo-{size}.png"))
     }
 
-    /// `hiper personalize`.
+    /// `hiper personalize`; its tail is [`Lab::tail`].
     pub fn personalize(&'a self, name: &'static str, run: Personalize) -> Contestant<'a> {
         let command = move || {
             let model = match (&self.args.lean_model, run.memory) {
                 (Some(lean), "lean") => lean.as_path(),
                 _ => self.model,
             };
-            let mut command = self.hiper(run.threads);
+            let mut command = self.hiper(run.threads, run.on_card);
             command.arg("personalize").arg("--model").arg(model).args([
                 "--memory",
                 run.memory,
@@ -84,13 +84,22 @@ impl<'a> Lab<'a> {
                 .arg("--input-image")
                 .arg(self.photo(run.size))
                 .arg("--output-dir")
-                .arg(self.scratch("personalize"));
+                .arg(self.folder(run.on_card));
             command.args(["--checkpoint-every", "0", "--train-steps"]).arg(run.steps.to_string());
             command.arg("--resolution").arg(run.size.to_string());
             command
         };
-        let on_card = self.args.gpu;
+        let on_card = run.on_card;
         Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
+    }
+
+    /// What the last [`Lab::personalize`] on a card, or on the CPU, learned.
+    pub fn tail(&self, on_card: bool) -> PathBuf {
+        self.folder(on_card).join("hiper.safetensors")
+    }
+
+    fn folder(&self, on_card: bool) -> PathBuf {
+        self.scratch(if on_card { "personalize-card" } else { "personalize" })
     }
 
     /// `hiper personalize` of several subjects in a batch, each with the same photo.
@@ -109,14 +118,14 @@ impl<'a> Lab<'a> {
         let manifest = self.scratch("subjects.json");
         std::fs::write(&manifest, serde_json::Value::from_iter((0..subjects).map(entry)).to_string())?;
         let command = move || {
-            let mut command = self.hiper(run.threads);
+            let mut command = self.hiper(run.threads, run.on_card);
             command.arg("personalize").arg("--model").arg(self.model).args(["--memory", run.memory]);
             command.arg("--manifest").arg(&manifest).arg("--output-dir").arg(self.scratch("together"));
             command.args(["--batch-size", &subjects.to_string(), "--checkpoint-every", "0"]);
             command.args(["--train-steps", &run.steps.to_string(), "--resolution", &run.size.to_string()]);
             command
         };
-        let on_card = self.args.gpu;
+        let on_card = run.on_card;
         Ok(Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card })
     }
 
@@ -124,9 +133,9 @@ impl<'a> Lab<'a> {
     pub fn edit(&'a self, name: &'static str, steps: usize, pictures: usize) -> Contestant<'a> {
         let command = move || {
             let size = self.args.size.to_string();
-            let mut command = self.hiper(self.args.threads());
+            let mut command = self.hiper(self.args.threads(), self.args.gpu);
             command.arg("edit").arg("--model").arg(self.model).args(["--prompt", TARGET, "--memory", "fast"]);
-            command.arg("--embedding").arg(self.scratch("personalize/hiper.safetensors"));
+            command.arg("--embedding").arg(self.tail(self.args.gpu));
             command.arg("--output-dir").arg(self.scratch("edit")).args(["--height", &size, "--width", &size]);
             command.args(["--steps", &steps.to_string(), "--images", &pictures.to_string()]);
             command
@@ -135,10 +144,10 @@ impl<'a> Lab<'a> {
         Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
     }
 
-    fn hiper(&self, threads: usize) -> Command {
+    fn hiper(&self, threads: usize, on_card: bool) -> Command {
         let mut command = Command::new(&self.hiper);
         command.args(["--log-format", "json", "--threads", &threads.to_string()]);
-        if self.args.gpu {
+        if on_card {
             command.args(["--device", "cuda", "--dtype", "f16"]);
         }
         command
@@ -224,4 +233,6 @@ pub struct Personalize {
     pub steps: usize,
     /// Of the processor.
     pub threads: usize,
+    /// On a card, in `f16`; else on the CPU.
+    pub on_card: bool,
 }

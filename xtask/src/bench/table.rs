@@ -11,6 +11,8 @@ pub enum Unit {
     Gigabytes,
     /// Pages, or a ratio.
     Plain,
+    /// A small part of something.
+    Relative,
 }
 
 impl Unit {
@@ -21,6 +23,7 @@ impl Unit {
             Self::Gigabytes => format!("{value:.2} GB"),
             Self::Plain if value >= 100.0 => format!("{value:.0}"),
             Self::Plain => format!("{value:.2}"),
+            Self::Relative => format!("{value:.1e}"),
         }
     }
 }
