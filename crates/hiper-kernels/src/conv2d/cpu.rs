@@ -16,7 +16,7 @@ pub(crate) fn forward(
 ) -> Vec<f32> {
     let input = [shape[1], shape[2]];
     let output = conv.output_size(input[0], input[1]);
-    if conv.is_winograd() {
+    if conv.is_winograd(output) {
         let Padding { top, left, .. } = conv.config.padding;
         let taps = std::array::from_fn(|tap| conv.tap(tap, true));
         return Winograd { input, output, padding: [top, left], taps, bias, residual }.run(x);
@@ -49,7 +49,7 @@ pub(super) fn bias_of(bias: &[f32], image: usize, channels_out: usize) -> &[f32]
 /// The same convolution with the taps turned around and transposed; for other strides, patches scattered back.
 pub(crate) fn input_gradient(conv: &ConvFunction, shape: &[usize], grad_output: &[f32]) -> Vec<f32> {
     let input = [shape[1], shape[2]];
-    if conv.is_winograd() {
+    if conv.is_winograd(conv.output_size(input[0], input[1])) {
         let Padding { top, left, .. } = conv.config.padding;
         let taps = std::array::from_fn(|tap| conv.tap(8 - tap, false));
         let (input, output) = (conv.output_size(input[0], input[1]), input);
@@ -64,8 +64,10 @@ pub(crate) fn input_gradient(conv: &ConvFunction, shape: &[usize], grad_output: 
 }
 
 impl ConvFunction {
-    fn is_winograd(&self) -> bool {
-        self.config.stride == 1 && self.kernel == [3, 3]
+    /// Not for the smallest pictures, whose few tiles fill no row panel. (A batch has more of them, but its sums run in the order
+    /// of a single picture's.)
+    fn is_winograd(&self, output: [usize; 2]) -> bool {
+        self.config.stride == 1 && self.kernel == [3, 3] && output[0] * output[1] > 16
     }
 
     /// The matrix of one tap: `[I, O]` forward, `[O, I]` for the gradient.

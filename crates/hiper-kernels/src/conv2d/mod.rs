@@ -196,7 +196,8 @@ mod tests {
         for (config, kernel) in
             [(same, 3), (down, 3), (vae_down, 3), (point, 1), (point, 3), (lopsided, 3), (down, 4)]
         {
-            for (b, h, w, i, o) in [(1, 4, 4, 1, 1), (2, 5, 7, 3, 5), (1, 3, 3, 17, 2)] {
+            // Patches, F(2×2) where the stride is 1 and the kernel 3 × 3, patches; more channels than a panel of 32 has columns.
+            for (b, h, w, i, o) in [(1, 4, 4, 1, 1), (2, 5, 7, 3, 5), (1, 3, 3, 17, 2), (1, 3, 7, 33, 35)] {
                 let weights = normals(o * i * kernel * kernel, 8);
                 let bias = normals(o, 9);
                 let conv = Conv2d::new(
@@ -209,6 +210,22 @@ mod tests {
                 check(&[&[b, h, w, i]], |x| conv.forward(&x[0]), |x| reference.forward(&x[0], [b, h, w, i]));
             }
         }
+    }
+
+    #[test]
+    fn large_pictures_match_the_definition() {
+        // F(4×4), whose tiles the picture's size is no multiple of.
+        let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+        let (b, h, w, i, o) = (1, 25, 26, 2, 3);
+        let (weights, bias) = (normals(o * i * 9, 8), normals(o, 9));
+        let conv = Conv2d::new(
+            &Tensor::from_slice(&weights, (o, i, 3, 3), &Device::Cpu).unwrap(),
+            Some(&Tensor::from_slice(&bias, o, &Device::Cpu).unwrap()),
+            config,
+        )
+        .unwrap();
+        let reference = reference::Conv { weights: &weights, bias: &bias, kernel: 3, config };
+        check(&[&[b, h, w, i]], |x| conv.forward(&x[0]), |x| reference.forward(&x[0], [b, h, w, i]));
     }
 
     #[test]

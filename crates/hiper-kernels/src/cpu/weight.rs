@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::isa::Isa;
-use super::microkernel::{COLS, transpose_16x16};
+use super::microkernel::{COLS, prefetch, transpose_16x16};
 
 /// The matrix `[depth, cols]` of a layer, `y = x · W`, stored once for both directions as `[cols / 32, depth, 32]`, zeros
 /// beyond the last column. An f16 checkpoint costs its own size: values are widened where they are used.
@@ -56,15 +56,24 @@ impl Weight {
 
     /// Rows `k` of column panel `panel`, `[k.len(), 32]`: where they lie, or widened into `buffer`.
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
-        let start = panel * self.depth * COLS;
-        let range = start + k.start * COLS..start + k.end * COLS;
-        let buffer = &mut buffer[..if matches!(self.values, Values::F32(_)) { 0 } else { range.len() }];
+        let buffer = &mut buffer[..if matches!(self.values, Values::F32(_)) { 0 } else { k.len() * COLS }];
         match &self.values {
-            Values::F32(values) => return &values[range],
-            Values::F16(values) => values[range].convert_to_f32_slice(buffer),
-            Values::BF16(values) => values[range].convert_to_f32_slice(buffer),
+            Values::F32(values) => return &values[self.range(panel, k)],
+            Values::F16(values) => values[self.range(panel, k)].convert_to_f32_slice(buffer),
+            Values::BF16(values) => values[self.range(panel, k)].convert_to_f32_slice(buffer),
         }
         buffer
+    }
+
+    /// The same, if that needs no room.
+    fn panel_in_place(&self, panel: usize, k: Range<usize>) -> Option<&[f32]> {
+        let Values::F32(values) = &self.values else { return None };
+        Some(&values[self.range(panel, k)])
+    }
+
+    fn range(&self, panel: usize, k: Range<usize>) -> Range<usize> {
+        let start = panel * self.depth * COLS;
+        start + k.start * COLS..start + k.end * COLS
     }
 }
 
@@ -129,16 +138,26 @@ impl<'a> Rhs<'a> {
         let first = panel * COLS;
         let cols = COLS.min(self.rows.1 - first);
         for (block, out) in buffer[..k.len() * COLS].chunks_mut(COLS * COLS).enumerate() {
-            // A square of the weight, `[this panel's columns, 32 of this side's rows]`.
-            let mut square = [0f32; COLS * COLS];
+            // A square of the weight, `[this panel's columns, 32 of this side's rows]`. Room is cleared where it is needed: that
+            // takes half as long as the transposition.
+            let (mut square, mut padded) = (None, None);
             let from = self.rows.0 + first;
-            let stored = self.weight.panel(k.start / COLS + block, from..from + cols, &mut square);
-            let mut padded = [0f32; COLS * COLS];
+            let (block, rows) = (k.start / COLS + block, from..from + cols);
+            if (block + 1) * COLS < k.end
+                && let Some(next) = self.weight.panel_in_place(block + 1, rows.clone())
+            {
+                prefetch(next);
+            }
+            let stored = match self.weight.panel_in_place(block, rows.clone()) {
+                Some(stored) => stored,
+                None => self.weight.panel(block, rows, square.insert([0f32; COLS * COLS])),
+            };
             let stored = if cols == COLS {
                 stored
             } else {
+                let padded = padded.insert([0f32; COLS * COLS]);
                 padded[..cols * COLS].copy_from_slice(stored);
-                &padded
+                padded
             };
             if out.len() == COLS * COLS {
                 for (i, j) in [(0, 0), (0, 16), (16, 0), (16, 16)] {

@@ -4,9 +4,9 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m256, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
-    _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
 use std::ops::Range;
@@ -69,6 +69,12 @@ unsafe fn run<const R: usize, const ROW: usize>(
     c: *mut f32,
     c_stride: usize,
 ) {
+    // The result is wanted when the products are done: by then it has come from wherever it lies.
+    for i in 0..R {
+        for end in [0, 15] {
+            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * c_stride + end).cast());
+        }
+    }
     let mut acc = [[_mm256_setzero_ps(); 2]; R];
     for _ in 0..t.depth {
         // SAFETY: inside `rhs` and `lhs`, as the caller asserts.

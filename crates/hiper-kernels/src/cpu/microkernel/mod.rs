@@ -101,6 +101,22 @@ pub(crate) unsafe fn tile_at(isa: Isa, t: Tile<'_>, c: *mut f32, c_stride: usize
     }
 }
 
+/// Asks for values that will be read soon, where they lie in memory as the processor would not expect.
+#[inline]
+pub(crate) fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of any address does nothing that a program could notice.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 /// Copies a 16 × 16 block, transposed: `dst[j · dst_stride + i] = src[i · src_stride + j]`.
 #[inline]
 pub(crate) fn transpose_16x16(isa: Isa, src: &[f32], src_stride: usize, dst: &mut [f32], dst_stride: usize) {
