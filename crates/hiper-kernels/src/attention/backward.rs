@@ -13,7 +13,7 @@ use super::cpu::{Head, KEY_BLOCK, QUERIES};
 use crate::cpu::fill::fill;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
-use crate::cpu::microkernel::{Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::microkernel::{Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
 
@@ -36,7 +36,8 @@ pub(crate) fn input_gradients(
     saved: &Saved<'_>,
     grad_output: &[f32],
 ) -> [Vec<f32>; 3] {
-    let head = |i: usize| Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
+    let isa = Isa::current();
+    let head = |i: usize| Head { shape, image: i / shape.num_heads, head: i % shape.num_heads, isa };
     let (heads, padded) = (shape.batch * shape.num_heads, head(0).padded_dim());
     // `[head][part]` of `dq` of the part's queries, and of what they add to `dk` and `dv`.
     let parts = shape.queries.div_ceil(PART);
@@ -49,7 +50,7 @@ pub(crate) fn input_gradients(
         let first = i % parts * PART;
         let queries = first..(first + PART).min(shape.queries);
         let head = head(i / parts);
-        HeadGradients { head, queries, isa: Isa::current(), saved, dy: grad_output, dq, dk, dv }.run();
+        HeadGradients { head, queries, saved, dy: grad_output, dq, dk, dv }.run();
     });
     let (width, d) = (shape.width(), shape.head_dim);
     // `[rows, H·D]` of what every head has of a row: the sum over the parts from `parts(row)`, at `at(row)`.
@@ -77,7 +78,6 @@ pub(crate) fn input_gradients(
 struct HeadGradients<'a> {
     head: Head<'a>,
     queries: Range<usize>,
-    isa: Isa,
     saved: &'a Saved<'a>,
     dy: &'a [f32],
     dq: &'a mut [f32],
@@ -118,7 +118,7 @@ impl HeadGradients<'_> {
         group: &mut [f32],
         blocks: &mut [f32],
     ) {
-        let Head { shape, .. } = self.head;
+        let Head { shape, isa, .. } = self.head;
         let (d, padded) = (shape.head_dim, self.head.padded_dim());
         let count = QUERIES.min(shape.queries - first);
         let (q_lanes, rest) = lanes.split_at_mut(d * QUERIES);
@@ -142,16 +142,16 @@ impl HeadGradients<'_> {
         for block in self.head.key_blocks(first) {
             let (p, ds) = blocks.split_at_mut(KEY_BLOCK * QUERIES);
             let (p, ds) = (&mut p[..block.len() * QUERIES], &mut ds[..block.len() * QUERIES]);
-            self.head.scores(self.isa, keys, q_lanes, &block, p);
+            self.head.scores(keys, q_lanes, &block, p);
             self.head.mask(first, &block, p);
-            self.head.scores(self.isa, values, dy_lanes, &block, ds);
+            self.head.scores(values, dy_lanes, &block, ds);
             vectorise(
                 #[inline(always)]
                 || score_gradients(p, ds, &lse, &delta),
             );
-            self.head.weighted_sums(self.isa, key_columns, ds, &block, dq_lanes);
-            add_outer(self.isa, p, dy_rows, &block, padded, self.dv);
-            add_outer(self.isa, ds, q_rows, &block, padded, self.dk);
+            self.head.weighted_sums(key_columns, ds, &block, dq_lanes);
+            add_outer(isa, p, dy_rows, &block, padded, self.dv);
+            add_outer(isa, ds, q_rows, &block, padded, self.dk);
         }
         for (lane, dq) in
             self.dq[(first - self.queries.start) * padded..].chunks_exact_mut(padded).take(count).enumerate()
@@ -175,8 +175,9 @@ fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &
 
 /// `sums[keys, D] += weights[keys, 32] · rows[32, D]`.
 fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], keys: &Range<usize>, padded: usize, sums: &mut [f32]) {
+    let height = isa.tile_rows();
     let panels =
-        weights.chunks(MAX_ROWS * QUERIES).zip(sums[keys.start * padded..].chunks_mut(MAX_ROWS * padded));
+        weights.chunks(height * QUERIES).zip(sums[keys.start * padded..].chunks_mut(height * padded));
     for (lhs, sums) in panels {
         for col in (0..padded).step_by(2 * 16) {
             let t = Tile {

@@ -12,7 +12,7 @@ use crate::cpu::fill::fill;
 use crate::cpu::gemm::depth_blocks;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
-use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::vectorise;
 use crate::cpu::{TASKS, stretch};
@@ -35,7 +35,7 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
     // Heads, and parts of them where there are too few: some tasks a thread, so that one that was held up is helped out.
     let share = (heads * groups).div_ceil(TASKS * rayon::current_num_threads()).clamp(1, groups);
     results.par_chunks_exact_mut(groups * size).enumerate().for_each(|(i, results)| {
-        let head = Head { shape, image: i / shape.num_heads, head: i % shape.num_heads };
+        let head = Head { shape, image: i / shape.num_heads, head: i % shape.num_heads, isa };
         results.par_chunks_mut(share * size).enumerate().for_each(|(j, results)| {
             with_local(head.rows_size() + head.columns_size() + (d + KEY_BLOCK) * QUERIES, |local| {
                 let (keys, rest) = local.split_at_mut(head.rows_size());
@@ -46,7 +46,7 @@ pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -
                 for (group, result) in results.chunks_exact_mut(size).enumerate() {
                     let first = (j * share + group) * QUERIES;
                     head.lanes(q, first, shape.softmax_scale, queries);
-                    head.forward(isa, [keys, values, queries], first, scores, result);
+                    head.forward([keys, values, queries], first, scores, result);
                 }
             });
         });
@@ -74,6 +74,7 @@ pub(super) struct Head<'a> {
     pub shape: &'a AttentionShape,
     pub image: usize,
     pub head: usize,
+    pub isa: Isa,
 }
 
 impl Head<'_> {
@@ -90,7 +91,7 @@ impl Head<'_> {
     /// Values that [`Self::pack_rows`] fills.
     pub(super) fn rows_size(&self) -> usize {
         let (_, stride, blocks, _) = self.layout();
-        self.shape.keys.div_ceil(MAX_ROWS) * blocks * MAX_ROWS * stride
+        self.shape.keys.next_multiple_of(self.isa.tile_rows()) * blocks * stride
     }
 
     /// Values that [`Self::pack_columns`] fills.
@@ -109,13 +110,14 @@ impl Head<'_> {
         &x[(self.image * rows + row) * self.shape.width() + self.head * d..][..d]
     }
 
-    /// Packs this head of `x [B, Sk, H·D]` as panels of 14 rows.
+    /// Packs this head of `x [B, Sk, H·D]` as panels of a tile's rows.
     pub(super) fn pack_rows(&self, x: &[f32], packed: &mut [f32]) {
         let (_, stride, blocks, depth) = self.layout();
+        let height = self.isa.tile_rows();
         for key in 0..self.shape.keys {
             let row = self.row(x, self.shape.keys, key);
             for (block, values) in row.chunks(depth).enumerate() {
-                let panel = (key / MAX_ROWS * blocks + block) * MAX_ROWS + key % MAX_ROWS;
+                let panel = (key / height * blocks + block) * height + key % height;
                 packed[panel * stride..][..values.len()].copy_from_slice(values);
             }
         }
@@ -143,21 +145,15 @@ impl Head<'_> {
     }
 
     /// `scores[keys, 32] = rows[keys, D] · lanes[D, 32]` for the keys of a block, which begins with a panel.
-    pub(super) fn scores(
-        &self,
-        isa: Isa,
-        rows: &[f32],
-        lanes: &[f32],
-        keys: &Range<usize>,
-        scores: &mut [f32],
-    ) {
+    pub(super) fn scores(&self, rows: &[f32], lanes: &[f32], keys: &Range<usize>, scores: &mut [f32]) {
         let (layout, stride, blocks, depth) = self.layout();
-        let panels = scores[..keys.len() * QUERIES].chunks_mut(MAX_ROWS * QUERIES);
-        for (panel, scores) in (keys.start / MAX_ROWS..).zip(panels) {
+        let height = self.isa.tile_rows();
+        let panels = scores[..keys.len() * QUERIES].chunks_mut(height * QUERIES);
+        for (panel, scores) in (keys.start / height..).zip(panels) {
             for block in 0..blocks {
                 let lanes = &lanes[block * depth * QUERIES..];
                 let t = Tile {
-                    lhs: &rows[(panel * blocks + block) * MAX_ROWS * stride..][..MAX_ROWS * stride],
+                    lhs: &rows[(panel * blocks + block) * height * stride..][..height * stride],
                     layout,
                     rhs: lanes,
                     rhs_stride: QUERIES,
@@ -166,7 +162,7 @@ impl Head<'_> {
                     vectors: 2,
                     add: block > 0,
                 };
-                tile(isa, t, scores, QUERIES);
+                tile(self.isa, t, scores, QUERIES);
             }
         }
     }
@@ -174,17 +170,17 @@ impl Head<'_> {
     /// `sums[D, 32] += columns[keys, D]ᵀ · weights[keys, 32]`.
     pub(super) fn weighted_sums(
         &self,
-        isa: Isa,
         columns: &[f32],
         weights: &[f32],
         keys: &Range<usize>,
         sums: &mut [f32],
     ) {
-        let stride = self.padded_dim();
-        let sums = sums[..self.shape.head_dim * QUERIES].chunks_mut(MAX_ROWS * QUERIES);
-        for (chunk, sums) in sums.enumerate() {
+        let (d, stride) = (self.shape.head_dim, self.padded_dim());
+        // As many rows to one tile as to another.
+        let height = d.div_ceil(d.div_ceil(self.isa.tile_rows()));
+        for (chunk, sums) in sums[..d * QUERIES].chunks_mut(height * QUERIES).enumerate() {
             let t = Tile {
-                lhs: &columns[keys.start * stride + chunk * MAX_ROWS..],
+                lhs: &columns[keys.start * stride + chunk * height..],
                 layout: Lhs::Columns { stride },
                 rhs: weights,
                 rhs_stride: QUERIES,
@@ -193,13 +189,14 @@ impl Head<'_> {
                 vectors: 2,
                 add: true,
             };
-            tile(isa, t, sums, QUERIES);
+            tile(self.isa, t, sums, QUERIES);
         }
     }
 
     /// Blocks of keys that the queries from `first` on may see. A block begins with a panel.
     pub(super) fn key_blocks(&self, first: usize) -> impl Iterator<Item = Range<usize>> {
-        const BLOCK: usize = KEY_BLOCK / MAX_ROWS * MAX_ROWS;
+        /// A multiple of every instruction set's panels, so that sums run in one order.
+        const BLOCK: usize = KEY_BLOCK / 84 * 84;
         let keys = match self.shape.mask {
             AttentionMask::None => self.shape.keys,
             AttentionMask::Causal => self.shape.keys.min(first + QUERIES),
@@ -220,7 +217,6 @@ impl Head<'_> {
     /// One group of queries: `result` becomes the outputs `[D, 32]` and the log-sum-exp `[32]`.
     fn forward(
         &self,
-        isa: Isa,
         [keys, values, queries]: [&[f32]; 3],
         first: usize,
         scores: &mut [f32],
@@ -232,14 +228,14 @@ impl Head<'_> {
         let mut maxima = [f32::NEG_INFINITY; QUERIES];
         let mut totals = [0f32; QUERIES];
         for block in self.key_blocks(first) {
-            self.scores(isa, keys, queries, &block, scores);
+            self.scores(keys, queries, &block, scores);
             self.mask(first, &block, scores);
             let scores = &mut scores[..block.len() * QUERIES];
             vectorise(
                 #[inline(always)]
                 || softmax_block(scores, &mut maxima, &mut totals, sums),
             );
-            self.weighted_sums(isa, values, scores, &block, sums);
+            self.weighted_sums(values, scores, &block, sums);
         }
         for lane in 0..QUERIES {
             let inverse = 1.0 / totals[lane];

@@ -1,7 +1,7 @@
 //! Products with a frozen weight, `out[m × n] = lhs[m × k] · rhs[k × n]`, and what follows them.
 //!
 //! The weight is stored once, as the forward pass reads it; the gradient packs the panels that it needs. A thread takes
-//! a group of columns and walks down the rows, some panels of 14 at a time, and through the depth, block by block: one
+//! a group of columns and walks down the rows, some panels of a tile's rows at a time, and through the depth, block by block: one
 //! block of the group's columns stays in its second-level cache, one packed panel of rows in the first. Packing the rows
 //! costs little beside the products, so every thread does it for itself; a closure says what they hold. The last visit of
 //! a tile applies the epilogue while it is in cache.
@@ -47,7 +47,7 @@ pub(crate) fn gemm(
     }
     let isa = Isa::current();
     let (blocks, block_depth) = depth_blocks(rhs.depth());
-    let grid = Grid::new(rows, rhs.cols());
+    let grid = Grid::new(isa, rows, rhs.cols());
     let product = Product { isa, values: out.as_mut_ptr(), rows, cols: rhs.cols(), lhs, epilogue };
     (0..grid.row_parts * grid.groups).into_par_iter().for_each(|task| {
         let (part, group) = (task / grid.groups, task % grid.groups);
@@ -91,9 +91,9 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(rows: usize, cols: usize) -> Self {
+    fn new(isa: Isa, rows: usize, cols: usize) -> Self {
         let threads = rayon::current_num_threads();
-        let (row_panels, col_panels) = (rows.div_ceil(MAX_ROWS), cols.div_ceil(COLS));
+        let (row_panels, col_panels) = (rows.div_ceil(isa.tile_rows()), cols.div_ceil(COLS));
         let groups = col_panels.div_ceil(GROUP).next_multiple_of(threads);
         // Few columns and many rows: a task takes all columns of its rows, so that the rows are packed once.
         if col_panels <= GROUP && row_panels >= 4 * threads {
@@ -147,7 +147,8 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
         for first in row_panels.clone().step_by(ROW_BLOCK) {
             let row_panels = first..(first + ROW_BLOCK).min(row_panels.end);
             for (block, (k, columns)) in packed.iter().enumerate() {
-                let rows = |panel: usize| panel * MAX_ROWS..((panel + 1) * MAX_ROWS).min(self.rows);
+                let height = self.isa.tile_rows();
+                let rows = |panel: usize| panel * height..((panel + 1) * height).min(self.rows);
                 for (panel, packed) in row_panels.clone().zip(panels.chunks_exact_mut(LHS_PANEL)) {
                     for (row, packed) in rows(panel).zip(packed.chunks_exact_mut(Lhs::PANEL_STRIDE)) {
                         (self.lhs)(row, k.clone(), &mut packed[..k.len()]);

@@ -16,6 +16,18 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
+    /// Rows into which a product's left-hand side is cut: a tile of as many fills the registers, whole blocks of them on AVX2 (6) and
+    /// in plain loops (4).
+    pub(crate) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 14,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 12,
+            Self::Portable => 12,
+        }
+    }
+
     /// Those that this processor can run, the best first.
     pub(crate) fn available() -> Vec<Self> {
         let mut all = Vec::new();

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::cpu::bias_of;
 use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
 use crate::cpu::isa::Isa;
-use crate::cpu::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile};
+use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::weight::Rhs;
 use transforms::{F2, F4, Transforms, both_ways};
@@ -26,8 +26,11 @@ use transforms::{F2, F4, Transforms, both_ways};
 /// Most tiles in flight: their products, `(M + 2)²` for each output channel, stay near the caches.
 const TILES: usize = 256;
 
-/// Most panels of 32 output channels whose transformed weights a thread holds at a time.
-const GROUP: usize = 6;
+/// Most panels of 32 output channels whose transformed weights a thread holds at a time, for few row panels and for many: few share
+/// the weights while they are near, many would come from the third-level cache again for every group.
+fn most_panels(row_panels: usize) -> usize {
+    if row_panels <= 8 { 2 } else { 6 }
+}
 
 /// One convolution: sizes, where the weights are, and what is added to the result.
 pub(super) struct Winograd<'a> {
@@ -102,14 +105,14 @@ impl<T: Transforms> Block<'_, T> {
         let [channels_in, channels_out] = [self.conv.taps[0].depth(), self.conv.taps[0].cols()];
         let points = T::POINTS * T::POINTS;
         let tiles = self.tiles.len();
-        let row_panels = tiles.div_ceil(MAX_ROWS);
+        let row_panels = tiles.div_ceil(isa.tile_rows());
         let rows = tiles.div_ceil(row_panels);
         let col_panels = channels_out.div_ceil(COLS);
         let (blocks, block_depth) = depth_blocks(channels_in);
         let mut transformed = Scratch::new(row_panels * points * LHS_PANEL);
         // Threads share the columns; where there are too few, the rows too, and each transforms the weights for itself.
         let threads = rayon::current_num_threads();
-        let groups = col_panels.div_ceil(GROUP).next_multiple_of(threads).min(col_panels);
+        let groups = col_panels.div_ceil(most_panels(row_panels)).next_multiple_of(threads).min(col_panels);
         let group = col_panels.div_ceil(groups);
         let row_share =
             if groups.is_multiple_of(threads) { row_panels } else { row_panels.div_ceil(threads) };

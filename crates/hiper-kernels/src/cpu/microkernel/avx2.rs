@@ -1,5 +1,5 @@
-//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8. Rows are shared out evenly, 14 as 5 + 5 + 4:
-//! a block of less than four rows would wait for its own sums.
+//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8. Rows are shared out evenly: a block of less
+//! than four rows would wait for its own sums.
 
 #![allow(unsafe_code)]
 
@@ -9,54 +9,62 @@ use std::arch::x86_64::{
     _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
-use std::ops::Range;
+use super::{COLS, Lhs, MAX_ROWS, Tile};
 
-use super::{COLS, Lhs, Tile};
+/// The blocks of so many rows.
+const BLOCKS: [&[usize]; MAX_ROWS + 1] = [
+    &[],
+    &[1],
+    &[2],
+    &[3],
+    &[4],
+    &[5],
+    &[6],
+    &[4, 3],
+    &[4, 4],
+    &[5, 4],
+    &[5, 5],
+    &[6, 5],
+    &[6, 6],
+    &[5, 4, 4],
+    &[5, 5, 4],
+];
 
 /// # Safety
 /// AVX2 and FMA; `t` and `c` as [`super::tile`] asserts them.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
-    let blocks = t.rows.div_ceil(6);
-    for v in 0..t.vectors {
-        for block in 0..blocks {
-            // The first blocks are the larger ones.
-            let end = |block: usize| (block * t.rows).div_ceil(blocks);
-            let rows = end(block)..end(block + 1);
-            // SAFETY: the block lies inside the tile that the caller promises.
-            unsafe {
-                match t.layout {
-                    Lhs::Panel => by_rows::<{ Lhs::PANEL_STRIDE }>(t, rows, v, 1, c, c_stride),
-                    Lhs::ShortPanel => by_rows::<{ Lhs::SHORT_PANEL_STRIDE }>(t, rows, v, 1, c, c_stride),
-                    Lhs::Lanes => by_rows::<COLS>(t, rows, v, 1, c, c_stride),
-                    Lhs::Columns { stride } => by_rows::<1>(t, rows, v, stride, c, c_stride),
-                }
-            }
+    // SAFETY: the caller's promises are the callee's.
+    unsafe {
+        match t.layout {
+            Lhs::Panel => by_blocks::<{ Lhs::PANEL_STRIDE }>(t, 1, c, c_stride),
+            Lhs::ShortPanel => by_blocks::<{ Lhs::SHORT_PANEL_STRIDE }>(t, 1, c, c_stride),
+            Lhs::Lanes => by_blocks::<COLS>(t, 1, c, c_stride),
+            Lhs::Columns { stride } => by_blocks::<1>(t, stride, c, c_stride),
         }
     }
 }
 
-/// The block of some rows and a vector of 16 columns of the tile.
+/// Rows of the left-hand side lie `ROW` apart, its columns `column`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn by_rows<const ROW: usize>(
-    t: Tile<'_>,
-    rows: Range<usize>,
-    v: usize,
-    column: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    // SAFETY: `rows` are rows of the tile, `v` one of its vectors; the caller's promises are the callee's.
-    unsafe {
-        let from = [t.lhs.as_ptr().add(rows.start * ROW), t.rhs.as_ptr().add(16 * v)];
-        let c = c.add(rows.start * c_stride + 16 * v);
-        match rows.len() {
-            1 => run::<1, ROW>(t, from, column, c, c_stride),
-            2 => run::<2, ROW>(t, from, column, c, c_stride),
-            3 => run::<3, ROW>(t, from, column, c, c_stride),
-            4 => run::<4, ROW>(t, from, column, c, c_stride),
-            5 => run::<5, ROW>(t, from, column, c, c_stride),
-            _ => run::<6, ROW>(t, from, column, c, c_stride),
+unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c_stride: usize) {
+    for v in 0..t.vectors {
+        let mut row = 0;
+        for &rows in BLOCKS[t.rows] {
+            // SAFETY: the block lies inside the tile that the caller promises.
+            unsafe {
+                let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(16 * v)];
+                let c = c.add(row * c_stride + 16 * v);
+                match rows {
+                    1 => run::<1, ROW>(t, from, column, c, c_stride),
+                    2 => run::<2, ROW>(t, from, column, c, c_stride),
+                    3 => run::<3, ROW>(t, from, column, c, c_stride),
+                    4 => run::<4, ROW>(t, from, column, c, c_stride),
+                    5 => run::<5, ROW>(t, from, column, c, c_stride),
+                    _ => run::<6, ROW>(t, from, column, c, c_stride),
+                }
+            }
+            row += rows;
         }
     }
 }
@@ -69,10 +77,12 @@ unsafe fn run<const R: usize, const ROW: usize>(
     c: *mut f32,
     c_stride: usize,
 ) {
-    // The result is wanted when the products are done: by then it has come from wherever it lies.
-    for i in 0..R {
-        for end in [0, 15] {
-            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * c_stride + end).cast());
+    if t.add {
+        // The result is wanted when the products are done: by then it has come from wherever it lies.
+        for i in 0..R {
+            for end in [0, 15] {
+                _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * c_stride + end).cast());
+            }
         }
     }
     let mut acc = [[_mm256_setzero_ps(); 2]; R];
