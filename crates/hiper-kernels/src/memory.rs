@@ -6,7 +6,7 @@ pub enum Memory {
     /// Time: blocks keep what their backward pass needs.
     #[default]
     Fast,
-    /// Memory: blocks keep their input alone and compute the rest again.
+    /// Memory: blocks keep their input, and on a CPU what their attentions gave, and compute the rest again.
     Lean,
 }
 

@@ -1,6 +1,9 @@
 //! Forward and backward of a transformer, layer by layer. Sums ride on the last pass of the product before them.
 
+use std::borrow::Cow;
+
 use super::{Transformer, TransformerAttention, TransformerBlock};
+use crate::Memory;
 use crate::attention::{AttentionMask, AttentionShape};
 use crate::{attention, geglu, group_norm, layer_norm, linear};
 
@@ -13,14 +16,22 @@ pub(super) struct Pass<'a> {
     keys: usize,
 }
 
+/// What a forward pass leaves for the backward pass, of each block.
+pub(super) enum Kept {
+    /// All that it needs: [`Memory::Fast`].
+    All(Vec<Saved<'static>>),
+    /// What is small, and dear to compute again; the rest is computed again: [`Memory::Lean`].
+    Attended(Vec<[Attended; 2]>),
+}
+
 /// What a block's backward pass needs.
-pub(super) struct Saved {
+pub(super) struct Saved<'a> {
     /// The block's input.
     x: Vec<f32>,
-    attn1: SavedAttention,
+    attn1: SavedAttention<'a>,
     /// After self-attention.
     x1: Vec<f32>,
-    attn2: SavedAttention,
+    attn2: SavedAttention<'a>,
     /// After cross-attention.
     x2: Vec<f32>,
     /// The two halves of the GEGLU.
@@ -28,10 +39,16 @@ pub(super) struct Saved {
 }
 
 /// What an attention's backward pass needs.
-struct SavedAttention {
+struct SavedAttention<'a> {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    attended: Cow<'a, Attended>,
+}
+
+/// What an attention gives.
+#[derive(Clone)]
+pub(super) struct Attended {
     y: Vec<f32>,
     log_sum_exp: Vec<f32>,
 }
@@ -46,33 +63,47 @@ impl<'a> Pass<'a> {
         Self { transformer, batch: shape[0], queries: shape[1] * shape[2], context, keys: context_shape[1] }
     }
 
-    pub(super) fn forward(&self, x: &[f32], saved: Option<&mut Vec<Saved>>) -> Vec<f32> {
-        let tokens = self.blocks(x, saved);
-        linear::cpu::forward(&self.transformer.proj_out.0, &tokens, Some(x))
+    /// The result, and what was to be kept.
+    pub(super) fn forward(&self, x: &[f32], keep: Option<Memory>) -> (Vec<f32>, Option<Kept>) {
+        let (mut all, mut attended) = (Vec::new(), Vec::new());
+        let tokens = self.blocks(x, &[], |saved| match keep {
+            Some(Memory::Fast) => all.push(saved),
+            Some(Memory::Lean) => attended.push([saved.attn1, saved.attn2].map(|a| a.attended.into_owned())),
+            None => {}
+        });
+        let kept = keep.map(|memory| match memory {
+            Memory::Fast => Kept::All(all),
+            Memory::Lean => Kept::Attended(attended),
+        });
+        (linear::cpu::forward(&self.transformer.proj_out.0, &tokens, Some(x)), kept)
     }
 
-    /// What goes into `proj_out`; each block's intermediate results are pushed onto `saved`.
-    pub(super) fn blocks(&self, x: &[f32], mut saved: Option<&mut Vec<Saved>>) -> Vec<f32> {
+    /// What goes into `proj_out`; `each` gets every block's intermediate results. What is `known` of them is not computed again.
+    fn blocks<'k>(&self, x: &[f32], known: &'k [[Attended; 2]], mut each: impl FnMut(Saved<'k>)) -> Vec<f32> {
         let normed = group_norm::cpu::forward(&self.transformer.norm.0, x, self.batch);
         let mut tokens = linear::cpu::forward(&self.transformer.proj_in.0, &normed, None);
         drop(normed);
-        for block in &self.transformer.blocks {
-            let (next, results) = self.block(block, tokens);
+        for (i, block) in self.transformer.blocks.iter().enumerate() {
+            let (next, results) = self.block(block, tokens, known.get(i));
             tokens = next;
-            if let Some(saved) = &mut saved {
-                saved.push(results);
-            }
+            each(results);
         }
         tokens
     }
 
-    fn block(&self, block: &TransformerBlock, x: Vec<f32>) -> (Vec<f32>, Saved) {
+    fn block<'k>(
+        &self,
+        block: &TransformerBlock,
+        x: Vec<f32>,
+        known: Option<&'k [Attended; 2]>,
+    ) -> (Vec<f32>, Saved<'k>) {
         let normed = layer_norm::cpu::forward(&block.norm1.0, &x);
-        let attn1 = self.attend(&block.attn1, &normed, &normed, self.queries);
-        let x1 = linear::cpu::forward(&block.attn1.to_out.0, &attn1.y, Some(&x));
+        let known = known.map_or([None; 2], |known| known.each_ref().map(Some));
+        let attn1 = self.attend(&block.attn1, [&normed, &normed], self.queries, known[0]);
+        let x1 = linear::cpu::forward(&block.attn1.to_out.0, &attn1.attended.y, Some(&x));
         let normed = layer_norm::cpu::forward(&block.norm2.0, &x1);
-        let attn2 = self.attend(&block.attn2, &normed, self.context, self.keys);
-        let x2 = linear::cpu::forward(&block.attn2.to_out.0, &attn2.y, Some(&x1));
+        let attn2 = self.attend(&block.attn2, [&normed, self.context], self.keys, known[1]);
+        let x2 = linear::cpu::forward(&block.attn2.to_out.0, &attn2.attended.y, Some(&x1));
         let normed = layer_norm::cpu::forward(&block.norm3.0, &x2);
         let gates = linear::cpu::forward(&block.ff_in.0, &normed, None);
         drop(normed);
@@ -81,12 +112,21 @@ impl<'a> Pass<'a> {
         (y, Saved { x, attn1, x1, attn2, x2, gates })
     }
 
-    fn attend(&self, weights: &TransformerAttention, x: &[f32], to: &[f32], keys: usize) -> SavedAttention {
+    fn attend<'k>(
+        &self,
+        weights: &TransformerAttention,
+        [x, to]: [&[f32]; 2],
+        keys: usize,
+        known: Option<&'k Attended>,
+    ) -> SavedAttention<'k> {
         let q = linear::cpu::forward(&weights.to_q.0, x, None);
         let k = linear::cpu::forward(&weights.to_k.0, to, None);
         let v = linear::cpu::forward(&weights.to_v.0, to, None);
-        let (y, log_sum_exp) = attention::cpu::forward(&self.shape(weights, keys), &q, &k, &v);
-        SavedAttention { q, k, v, y, log_sum_exp }
+        let attended = known.map(Cow::Borrowed).unwrap_or_else(|| {
+            let (y, log_sum_exp) = attention::cpu::forward(&self.shape(weights, keys), &q, &k, &v);
+            Cow::Owned(Attended { y, log_sum_exp })
+        });
+        SavedAttention { q, k, v, attended }
     }
 
     fn shape(&self, weights: &TransformerAttention, keys: usize) -> AttentionShape {
@@ -102,11 +142,28 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gradients to `x`, if it is wanted, and to the context.
+    /// Gradients to `x`, if it is wanted, and to the context, from what the forward pass kept.
     pub(super) fn backward(
         &self,
         x: &[f32],
-        saved: &[Saved],
+        kept: Option<&Kept>,
+        dy: &[f32],
+        wants_dx: bool,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let known: &[_] = match kept {
+            Some(Kept::All(saved)) => return self.backward_from(x, saved, dy, wants_dx),
+            Some(Kept::Attended(known)) => known,
+            None => &[],
+        };
+        let mut saved = Vec::new();
+        self.blocks(x, known, |block| saved.push(block));
+        self.backward_from(x, &saved, dy, wants_dx)
+    }
+
+    fn backward_from(
+        &self,
+        x: &[f32],
+        saved: &[Saved<'_>],
         dy: &[f32],
         wants_dx: bool,
     ) -> (Option<Vec<f32>>, Vec<f32>) {
@@ -127,7 +184,7 @@ impl<'a> Pass<'a> {
     fn block_backward(
         &self,
         block: &TransformerBlock,
-        saved: &Saved,
+        saved: &Saved<'_>,
         dy: &[f32],
         dcontext: &mut Vec<f32>,
         wants_dx: bool,
@@ -158,12 +215,13 @@ impl<'a> Pass<'a> {
     fn attend_backward(
         &self,
         weights: &TransformerAttention,
-        saved: &SavedAttention,
+        saved: &SavedAttention<'_>,
         dy: &[f32],
         keys: usize,
     ) -> [Vec<f32>; 3] {
         let d = linear::cpu::input_gradient(&weights.to_out.0, dy, None);
-        let SavedAttention { q, k, v, y, log_sum_exp } = saved;
+        let SavedAttention { q, k, v, attended } = saved;
+        let Attended { y, log_sum_exp } = &**attended;
         let saved = attention::backward::Saved { q, k, v, y, log_sum_exp };
         attention::backward::input_gradients(&self.shape(weights, keys), &saved, &d)
     }

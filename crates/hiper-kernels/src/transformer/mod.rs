@@ -75,7 +75,7 @@ impl Transformer {
     pub fn forward(&self, x: &Tensor, context: &Tensor, memory: Memory) -> Result<Tensor> {
         self.check(x, context)?;
         let track = [x.track_op(), context.track_op()];
-        let keep = memory == Memory::Fast && (track[0] || track[1]);
+        let keep = (track[0] || track[1]).then_some(memory);
         let transformer = self.clone();
         let op = Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() };
         dense(x)?.apply_op2(&dense(context)?, op)
@@ -140,8 +140,9 @@ struct Op {
     transformer: Transformer,
     /// Whether `x` and `context` need a gradient.
     track: [bool; 2],
-    keep: bool,
-    saved: OnceLock<Vec<cpu::Saved>>,
+    /// How much the forward pass keeps, if there may be a backward pass.
+    keep: Option<Memory>,
+    saved: OnceLock<cpu::Kept>,
     /// The same on a card.
     kept: OnceLock<Kept>,
 }
@@ -156,7 +157,7 @@ impl Op {
     ) -> Result<(G::Storage, Shape)> {
         let (x, context) = (gpu.given(x, x_layout)?, gpu.given(context, context_layout)?);
         let pass = self.pass(gpu, x_layout.dims(), context.view(), context_layout.dims());
-        let (y, saved) = pass.forward(x.view(), self.keep)?;
+        let (y, saved) = pass.forward(x.view(), self.keep == Some(Memory::Fast))?;
         if let Some(saved) = saved {
             self.kept.get_or_init(|| Kept::new(saved));
         }
@@ -207,10 +208,9 @@ impl CustomOp2 for Op {
         }
         let (x, context) = (cpu_slice(x, x_layout)?, cpu_slice(context, context_layout)?);
         let pass = cpu::Pass::new(&self.transformer, x_layout.dims(), context, context_layout.dims());
-        let mut saved = Vec::new();
-        let y = pass.forward(x, self.keep.then_some(&mut saved));
-        if self.keep {
-            self.saved.get_or_init(|| saved);
+        let (y, kept) = pass.forward(x, self.keep);
+        if let Some(kept) = kept {
+            self.saved.get_or_init(|| kept);
         }
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -239,14 +239,7 @@ impl CustomOp2 for Op {
         }
         let (dx, dcontext) = with_cpu_slices([x, context, grad_output], |[x_data, c_data, dy]| {
             let pass = cpu::Pass::new(&self.transformer, x.dims(), c_data, context.dims());
-            match self.saved.get() {
-                Some(saved) => pass.backward(x_data, saved, dy, self.track[0]),
-                None => {
-                    let mut saved = Vec::new();
-                    pass.blocks(x_data, Some(&mut saved));
-                    pass.backward(x_data, &saved, dy, self.track[0])
-                }
-            }
+            pass.backward(x_data, self.saved.get(), dy, self.track[0])
         })?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
         let dcontext = Tensor::from_vec(dcontext, context.shape(), context.device())?;
