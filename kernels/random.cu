@@ -11,7 +11,7 @@
 // Types   f32; bit for bit the numbers of hiper-core's TorchGenerator: a seed means the same on a card and on a CPU.
 // Launch  draw: grid: subjects; 256 threads, 4992 bytes of shared memory. add_noise, velocity: grid: (count / 256 rounded up,
 //         subjects); 256 threads.
-// Needs   compute capability 8.0.
+// Needs   compute capability 8.0. At most 26 registers.
 // Source  mt19937 (Matsumoto & Nishimura 1998); torch 2.15's randn (cpu/DistributionTemplates.h), with Cephes' polynomials, and
 //         randint, as in hiper-core's rng.rs and rng/box_muller.rs; DDPM (Ho et al., arXiv 2006.11239) equation 4.
 // Time    One subject at 512², 16384 numbers: draw runs on one multiprocessor, 27 times three barriers for the words and 32 pairs
