@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use hiper_core::{LossAndGradient, NoisePredictor, TailLoss, TorchGenerator};
-use hiper_kernels::{draw_noise, on_test_device};
+use hiper_kernels::{GENERATOR_STATE, draw_noise, on_test_device};
 use hiper_tests::{Network, relative_l2};
 use sd_models::{
     AdamConstants, AdamState, Memory, ModelFiles, OptimisationConfig, RecordedOptimisation, StableDiffusion,
@@ -125,7 +125,7 @@ fn a_cards_draws_are_torchs_bit_for_bit() {
             [state.words, vec![state.index as u32]].concat()
         };
         let states = generators.each_ref().map(state).concat();
-        let mut states = Tensor::from_vec(states, (2, 625), device).unwrap();
+        let mut states = Tensor::from_vec(states, (2, GENERATOR_STATE), device).unwrap();
         for _ in 0..3 {
             let drawn = draw_noise(&states, &SHAPE, 1000).unwrap();
             for (i, generator) in generators.iter_mut().enumerate() {
@@ -158,7 +158,7 @@ fn a_recorded_optimisation_stops_before_a_loss_that_is_not_finite() {
         let adam = AdamConstants { learning_rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
         let config = OptimisationConfig { adam, target: Target::Velocity, alphas_cumprod: vec![0.0; 10] };
         let recorded = RecordedOptimisation::new(&model.unet, [&latents, &head, &tail], config).unwrap();
-        let generators = Tensor::zeros((2, 625), DType::U32, device).unwrap();
+        let generators = Tensor::zeros((2, GENERATOR_STATE), DType::U32, device).unwrap();
         let (losses, after) = recorded.run(&latents, &head, &before, &generators, 2).unwrap();
         assert!(losses.iter().all(|step| step[0].is_finite() && step[1] == f32::INFINITY), "{losses:?}");
         assert_eq!(values(&after.counts), [2.0, 0.0, 0.0, 1.0]);

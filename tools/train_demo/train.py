@@ -51,7 +51,6 @@ def arguments():
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     a.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0); np.random.seed(0); random.seed(0)
     log_file = open(a.out / "log.jsonl", "a", buffering=1)

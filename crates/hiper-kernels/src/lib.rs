@@ -70,7 +70,7 @@ pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use memory::{Memory, keep_freed_memory};
-pub use random::{Drawn, add_noise, draw_noise, velocity};
+pub use random::{Drawn, GENERATOR_STATE, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
 pub use timestep::timestep_embedding;
 pub use transformer::{Transformer, TransformerAttention, TransformerBlock};

@@ -5,8 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use crate::error::check_shape;
 use crate::gpu::{Argument, Card, Gpu, Launch, keep, on_card, with_views};
 
-/// Words of mt19937, and how many of them are used.
-const STATE: usize = 625;
+/// Numbers of a generator's state: the 624 words of mt19937, and how many of them are used.
+pub const GENERATOR_STATE: usize = 625;
 
 /// What [`draw_noise`] draws.
 #[derive(Debug, Clone)]
@@ -20,8 +20,7 @@ pub struct Drawn {
 }
 
 /// Noise of `shape [B, C, h, w]`, then a timestep below `num_train_timesteps`, for each subject from its own generator: what torch
-/// draws on a CPU by `randn` and `randint`. `generators [B, 625]` of `u32` are states of mt19937: 624 words, and how many of them
-/// are used.
+/// draws on a CPU by `randn` and `randint`. `generators [B, 625]` of `u32` are states of mt19937 ([`GENERATOR_STATE`]).
 ///
 /// # Errors
 /// When shapes disagree, a subject has fewer than 16 numbers, or the generators are not on a card.
@@ -30,7 +29,7 @@ pub fn draw_noise(generators: &Tensor, shape: &[usize], num_train_timesteps: usi
     let (batch, count) = rows(shape);
     let enough = count >= 16 && (1..1 << 28).contains(&num_train_timesteps);
     check_shape(enough, NAME, "noise", || "[B, C, h, w], 16 numbers each".into(), shape)?;
-    let expected = [batch, STATE];
+    let expected = [batch, GENERATOR_STATE];
     let ok = generators.dims() == expected;
     check_shape(ok, NAME, "generators", || format!("{expected:?}"), generators.dims())?;
     if generators.dtype() != DType::U32 {
@@ -41,7 +40,7 @@ pub fn draw_noise(generators: &Tensor, shape: &[usize], num_train_timesteps: usi
         let after = keep(&gpu, generators)?;
         let [noise, timesteps] = [gpu.alloc(DType::F32, batch * count)?, gpu.alloc(DType::F32, batch)?];
         let launch = Launch {
-            shared_bytes: 2 * (STATE - 1) * size_of::<u32>(),
+            shared_bytes: 2 * (GENERATOR_STATE - 1) * size_of::<u32>(),
             ..Launch::new("draw_f32".into(), [batch, 1, 1])
         };
         let sizes = [count.into(), num_train_timesteps.into()];
@@ -119,9 +118,9 @@ mod tests {
 
     fn generators() -> Tensor {
         // Words that are all equal are a state too; the second subject's are half used.
-        let mut words = vec![0x1234_5678u32; 2 * STATE];
-        (words[STATE - 1], words[2 * STATE - 1]) = (624, 300);
-        Tensor::from_vec(words, (2, STATE), &Device::Cpu).unwrap()
+        let mut words = vec![0x1234_5678u32; 2 * GENERATOR_STATE];
+        (words[GENERATOR_STATE - 1], words[2 * GENERATOR_STATE - 1]) = (624, 300);
+        Tensor::from_vec(words, (2, GENERATOR_STATE), &Device::Cpu).unwrap()
     }
 
     #[test]

@@ -249,6 +249,7 @@ mod tests {
             assert!(error < WAY, "subject {i}: {error}");
         }
     }
+
     #[test]
     fn a_card_steps_one_by_one_where_optimisers_differ() {
         let files = crate::demo_model::files().unwrap().with_dtype(DType::F32);

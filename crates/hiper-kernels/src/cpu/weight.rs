@@ -138,8 +138,8 @@ impl<'a> Rhs<'a> {
         let first = panel * COLS;
         let cols = COLS.min(self.rows.1 - first);
         for (block, out) in buffer[..k.len() * COLS].chunks_mut(COLS * COLS).enumerate() {
-            // A square of the weight, `[this panel's columns, 32 of this side's rows]`. Room is cleared where it is needed: that
-            // takes half as long as the transposition.
+            // A square of the weight, `[this panel's columns, 32 of this side's rows]`. Room is cleared where it is needed alone: it
+            // is as large as what is transposed.
             let (mut square, mut padded) = (None, None);
             let from = self.rows.0 + first;
             let (block, rows) = (k.start / COLS + block, from..from + cols);

@@ -1,7 +1,7 @@
 //! Steps of an optimisation of the end of a text, which a card takes without waiting for the host.
 
 use candle_core::{DType, Tensor, Var};
-use hiper_kernels::{AdamConstants, AdamState, Replay, add_noise, draw_noise, velocity};
+use hiper_kernels::{AdamConstants, AdamState, GENERATOR_STATE, Replay, add_noise, draw_noise, velocity};
 
 use super::UNet2DConditionModel;
 use crate::{Error, Result};
@@ -154,7 +154,7 @@ impl Tensors {
         Ok(Self {
             latents: zeros(latents.dims())?,
             alphas_cumprod: Tensor::new(alphas_cumprod, device)?,
-            generators: Tensor::zeros((batch, 625), DType::U32, device)?,
+            generators: Tensor::zeros((batch, GENERATOR_STATE), DType::U32, device)?,
             head: zeros(head.dims())?,
             adam: AdamState {
                 // The same memory: moving one moves the other.
