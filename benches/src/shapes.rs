@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use hiper_kernels::{
-    Activation, AttentionConfig, AttentionMask, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Memory,
-    Padding, ResnetBlock, Transformer, TransformerAttention, TransformerBlock, attention, geglu,
+    Activation, AttentionConfig, AttentionMask, Context, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear,
+    Memory, Padding, ResnetBlock, Transformer, TransformerAttention, TransformerBlock, attention, geglu,
 };
 
 use crate::{Operator, Work, filled};
@@ -178,7 +178,7 @@ fn transformer(channels: usize, size: usize) -> Result<Operator> {
         blocks: vec![Arc::new(block)],
         proj_out: linear(channels, channels)?,
     };
-    let context = filled(&[1, TEXT[0], TEXT[1]])?;
+    let context = Context::whole(&filled(&[1, TEXT[0], TEXT[1]])?);
     let work = transformer_flops(size * size, channels).map(|count| Work::Flops(count as u64));
     let name = format!("transformer {channels} @{size}²");
     operator(name, work, &[1, size, size, channels], move |x| transformer.forward(x, &context, Memory::Fast))

@@ -20,6 +20,16 @@ impl NoisePredictor for Network<'_> {
     ) -> candle_core::Result<Tensor> {
         Ok(self.0.forward(latents, timesteps, text)?)
     }
+
+    fn predict_noise_with_tail(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        head: &Tensor,
+        tail: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        Ok(self.0.forward_with_tail(latents, timesteps, head, tail)?)
+    }
 }
 
 /// `‖a − b‖ / ‖b‖`, summed in `f64`.

@@ -77,24 +77,41 @@ pub trait NoisePredictor {
         encoder_hidden_states: &Tensor,
     ) -> candle_core::Result<Tensor>;
 
+    /// The same of a text in two parts, frozen `head [B, T − N, D]` and `tail [B, N, D]`: a gradient is wanted to the tail alone.
+    ///
+    /// The default puts them together for [`predict_noise`](Self::predict_noise); implement it for a network that can spare the
+    /// head's gradient.
+    ///
+    /// # Errors
+    /// Whatever the network's errors are.
+    fn predict_noise_with_tail(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        head: &Tensor,
+        tail: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        self.predict_noise(latents, timesteps, &Tensor::cat(&[head, tail], 1)?)
+    }
+
     /// The paper's loss of each subject, `‖target − ε_θ(x_t, t, [head; tail])‖²` averaged over its own latents, and the gradient
     /// of that to its own tail: neither depends on who else is in the batch. The subjects' shapes agree.
     ///
-    /// The default differentiates [`predict_noise`](Self::predict_noise) with candle; implement it where there is a faster
-    /// way. candle drops gradients silently at operations without a backward pass, and the default notices only when nothing
+    /// The default differentiates [`predict_noise_with_tail`](Self::predict_noise_with_tail) with candle; implement it where there
+    /// is a faster way. candle drops gradients silently at operations without a backward pass, and the default notices only when nothing
     /// arrives: see [`check_gradient`](crate::check_gradient).
     ///
     /// # Errors
     /// [`Error::NoGradient`] when the network's graph does not lead back to the tail.
     fn losses_and_gradients(&self, steps: &[TailLoss<'_>]) -> Result<Vec<LossAndGradient>> {
         let tails = steps.iter().map(|step| Var::from_tensor(step.tail)).collect::<Result<Vec<_>, _>>()?;
-        let contexts = steps.iter().zip(&tails).map(|(step, tail)| step.encoder_hidden_states(tail));
-        let context = Tensor::cat(&contexts.collect::<Result<Vec<_>, _>>()?, 0)?;
+        let tail = Tensor::stack(&tails.iter().map(Var::as_tensor).collect::<Vec<_>>(), 0)?;
         let stack =
             |of: fn(&TailLoss<'_>) -> Tensor| Tensor::cat(&steps.iter().map(of).collect::<Vec<_>>(), 0);
+        let head = stack(|step| step.head.clone())?;
         let timesteps: Vec<f64> = steps.iter().map(|step| step.timestep).collect();
-        let prediction =
-            self.predict_noise(&stack(|step| step.noisy_latents.clone())?, &timesteps, &context)?;
+        let latents = stack(|step| step.noisy_latents.clone())?;
+        let prediction = self.predict_noise_with_tail(&latents, &timesteps, &head, &tail)?;
         let squares = squares(&prediction, &stack(|step| step.target.clone())?)?;
         // The sum of the subjects' means: a mean over the batch would shrink every gradient.
         let sum_of_losses = (squares.sum_all()? / (squares.elem_count() / steps.len()) as f64)?;

@@ -73,5 +73,5 @@ pub use memory::{Memory, keep_freed_memory};
 pub use random::{Drawn, GENERATOR_STATE, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
 pub use timestep::timestep_embedding;
-pub use transformer::{Transformer, TransformerAttention, TransformerBlock};
+pub use transformer::{Context, Transformer, TransformerAttention, TransformerBlock};
 pub use upsample::upsample_nearest2d;

@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use hiper_core::{
-    AdamConfig, HiperEmbedding, NoisePredictor, NoiseSchedule, Personalisation, PersonalisationConfig,
-    PredictionType, TextEmbedding, TorchGenerator, compose,
+    AdamConfig, HiperEmbedding, NoiseSchedule, Personalisation, PersonalisationConfig, PredictionType,
+    TextEmbedding, TorchGenerator, compose,
 };
+use hiper_tests::Network;
 use image::RgbImage;
 use sd_models::schedulers::{self, SchedulerKind};
-use sd_models::{ModelFiles, SampleConfig, StableDiffusion, UNet2DConditionModel};
+use sd_models::{ModelFiles, SampleConfig, StableDiffusion};
 
 /// A model, and how pictures are drawn with it.
 pub struct Lab {
@@ -172,20 +173,6 @@ impl Lab {
                 schedulers::PredictionType::VPrediction => PredictionType::VPrediction,
             },
         }
-    }
-}
-
-/// The UNet as hiper-core sees it.
-struct Network<'a>(&'a UNet2DConditionModel);
-
-impl NoisePredictor for Network<'_> {
-    fn predict_noise(
-        &self,
-        latents: &Tensor,
-        timesteps: &[f64],
-        text: &Tensor,
-    ) -> candle_core::Result<Tensor> {
-        Ok(self.0.forward(latents, timesteps, text)?)
     }
 }
 

@@ -148,6 +148,16 @@ impl NoisePredictor for Network<'_> {
         Ok(self.unet.forward(latents, timesteps, text)?)
     }
 
+    fn predict_noise_with_tail(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        head: &Tensor,
+        tail: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        Ok(self.unet.forward_with_tail(latents, timesteps, head, tail)?)
+    }
+
     fn steps_at_once(&self) -> usize {
         if self.on_card { STEPS_AT_ONCE } else { 1 }
     }

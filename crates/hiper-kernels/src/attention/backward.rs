@@ -13,7 +13,7 @@ use super::cpu::{Head, KEY_BLOCK, QUERIES};
 use crate::cpu::fill::fill;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
-use crate::cpu::microkernel::{Lhs, Tile, tile};
+use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::simd::{sum, vectorise};
 
@@ -30,18 +30,19 @@ pub(crate) struct Saved<'a> {
     pub(crate) log_sum_exp: &'a [f32],
 }
 
-/// `[dq, dk, dv]`.
+/// `[dq, dk, dv]`, the latter two of the keys that are `wanted`.
 pub(crate) fn input_gradients(
     shape: &AttentionShape,
     saved: &Saved<'_>,
     grad_output: &[f32],
+    wanted: Range<usize>,
 ) -> [Vec<f32>; 3] {
     let isa = Isa::current();
     let head = |i: usize| Head { shape, image: i / shape.num_heads, head: i % shape.num_heads, isa };
     let (heads, padded) = (shape.batch * shape.num_heads, head(0).padded_dim());
     // `[head][part]` of `dq` of the part's queries, and of what they add to `dk` and `dv`.
     let parts = shape.queries.div_ceil(PART);
-    let (part_size, keys_size) = (PART.min(shape.queries) * padded, shape.keys * padded);
+    let (part_size, keys_size) = (PART.min(shape.queries) * padded, wanted.len() * padded);
     let size = part_size + 2 * keys_size;
     let mut gradients = Scratch::new(heads * parts * size);
     gradients.par_chunks_exact_mut(size).enumerate().for_each(|(i, gradients)| {
@@ -49,8 +50,8 @@ pub(crate) fn input_gradients(
         let (dk, dv) = rest.split_at_mut(keys_size);
         let first = i % parts * PART;
         let queries = first..(first + PART).min(shape.queries);
-        let head = head(i / parts);
-        HeadGradients { head, queries, saved, dy: grad_output, dq, dk, dv }.run();
+        let (head, wanted) = (head(i / parts), wanted.clone());
+        HeadGradients { head, queries, wanted, saved, dy: grad_output, dq, dk, dv }.run();
     });
     let (width, d) = (shape.width(), shape.head_dim);
     // `[rows, H·D]` of what every head has of a row: the sum over the parts from `parts(row)`, at `at(row)`.
@@ -69,8 +70,8 @@ pub(crate) fn input_gradients(
     };
     [
         interleave(shape.queries, &|row| (row / PART..row / PART + 1, row % PART * padded)),
-        interleave(shape.keys, &|row| (0..parts, part_size + row * padded)),
-        interleave(shape.keys, &|row| (0..parts, part_size + keys_size + row * padded)),
+        interleave(wanted.len(), &|row| (0..parts, part_size + row * padded)),
+        interleave(wanted.len(), &|row| (0..parts, part_size + keys_size + row * padded)),
     ]
 }
 
@@ -78,6 +79,8 @@ pub(crate) fn input_gradients(
 struct HeadGradients<'a> {
     head: Head<'a>,
     queries: Range<usize>,
+    /// Keys that get a gradient.
+    wanted: Range<usize>,
     saved: &'a Saved<'a>,
     dy: &'a [f32],
     dq: &'a mut [f32],
@@ -150,8 +153,13 @@ impl HeadGradients<'_> {
                 || score_gradients(p, ds, &lse, &delta),
             );
             self.head.weighted_sums(key_columns, ds, &block, dq_lanes);
-            add_outer(isa, p, dy_rows, &block, padded, self.dv);
-            add_outer(isa, ds, q_rows, &block, padded, self.dk);
+            let keys = self.wanted.start.max(block.start)..self.wanted.end.min(block.end);
+            if !keys.is_empty() {
+                let part = |from: usize, width: usize| (keys.start - from) * width..(keys.end - from) * width;
+                let (of_block, of_sums) = (part(block.start, QUERIES), part(self.wanted.start, padded));
+                add_outer(isa, &p[of_block.clone()], dy_rows, padded, &mut self.dv[of_sums.clone()]);
+                add_outer(isa, &ds[of_block], q_rows, padded, &mut self.dk[of_sums]);
+            }
         }
         for (lane, dq) in
             self.dq[(first - self.queries.start) * padded..].chunks_exact_mut(padded).take(count).enumerate()
@@ -174,12 +182,11 @@ fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &
 }
 
 /// `sums[keys, D] += weights[keys, 32] · rows[32, D]`.
-fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], keys: &Range<usize>, padded: usize, sums: &mut [f32]) {
+fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], padded: usize, sums: &mut [f32]) {
     let height = isa.tile_rows();
-    let panels =
-        weights.chunks(height * QUERIES).zip(sums[keys.start * padded..].chunks_mut(height * padded));
+    let panels = weights.chunks(height * QUERIES).zip(sums.chunks_mut(height * padded));
     for (lhs, sums) in panels {
-        for col in (0..padded).step_by(2 * 16) {
+        for col in (0..padded).step_by(COLS) {
             let t = Tile {
                 lhs,
                 layout: Lhs::Lanes,
@@ -187,7 +194,7 @@ fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], keys: &Range<usize>, padde
                 rhs_stride: padded,
                 rows: lhs.len() / QUERIES,
                 depth: QUERIES,
-                vectors: (padded - col).div_ceil(16).min(2),
+                columns: COLS.min(padded - col),
                 add: true,
             };
             tile(isa, t, &mut sums[col..], padded);

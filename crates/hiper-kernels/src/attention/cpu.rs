@@ -101,7 +101,7 @@ impl Head<'_> {
 
     /// Head size, rounded up to whole vectors.
     pub(super) fn padded_dim(&self) -> usize {
-        self.shape.head_dim.next_multiple_of(16)
+        self.shape.head_dim.next_multiple_of(self.isa.lanes())
     }
 
     /// This head's values of row `row` of `x [B, rows, H·D]`.
@@ -159,7 +159,7 @@ impl Head<'_> {
                     rhs_stride: QUERIES,
                     rows: scores.len() / QUERIES,
                     depth: depth.min(lanes.len() / QUERIES),
-                    vectors: 2,
+                    columns: QUERIES,
                     add: block > 0,
                 };
                 tile(self.isa, t, scores, QUERIES);
@@ -186,7 +186,7 @@ impl Head<'_> {
                 rhs_stride: QUERIES,
                 rows: sums.len() / QUERIES,
                 depth: keys.len(),
-                vectors: 2,
+                columns: QUERIES,
                 add: true,
             };
             tile(self.isa, t, sums, QUERIES);

@@ -122,29 +122,30 @@ pub(crate) fn input_gradients<G: Gpu>(
     let Saved { q, k, v, .. } = *saved;
     let (dq, dk, dv) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, k.len)?, gpu.alloc(v.dtype, v.len)?);
     let rows = [&dq, &dk, &dv].map(|d| Rows::new(d.view(), shape.width()));
-    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows)?;
+    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows, shape.keys)?;
     Ok([dq, dk, dv])
 }
 
-/// `dq` and, if it is wanted, the gradient of the keys and values, where those are few: `[B, Sk, 2·H·D]`, a row of `dk` beside one
-/// of `dv`, in `f32` or as `q`.
+/// `dq` and the gradient of the last `tail` keys and their values, if it is any: `[B, tail, 2·H·D]`, a row of `dk` beside one of `dv`,
+/// in `f32` or as `q`.
 pub(crate) fn cross_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
     saved: &Saved<'_, G>,
     grad_output: View<'_, G>,
-    of_keys: bool,
+    tail: usize,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
     if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
         let (dq, delta) = gradient.of_queries()?;
-        let both = of_keys.then(|| gradient.of_few_keys(delta.view())).transpose()?;
+        let both = (tail > 0).then(|| gradient.of_tail(delta.view(), tail)).transpose()?;
         return Ok((dq, both));
     }
     let (&Saved { q, k, v, .. }, width) = (saved, shape.width());
-    let (dq, both) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, 2 * k.len)?);
+    let (dq, both) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, 2 * shape.batch * tail.max(1) * width)?);
     let [dk, dv] = [0, width].map(|first| Rows::new(both.view().from(first), 2 * width));
-    stored::input_gradients(gpu, shape, [q, k, v], grad_output, [Rows::new(dq.view(), width), dk, dv])?;
-    Ok((dq, of_keys.then_some(both)))
+    let rows = [Rows::new(dq.view(), width), dk, dv];
+    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows, tail)?;
+    Ok((dq, (tail > 0).then_some(both)))
 }
 
 /// The gradient's kernels, for a call that they take.
@@ -204,21 +205,20 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         Ok([dk, dv])
     }
 
-    /// The same of few keys for many queries: blocks go through parts of the queries, and the parts' sums are added in a fixed
-    /// order. `[B, Sk, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
-    fn of_few_keys(&self, delta: View<'_, G>) -> Result<Array<G>> {
+    /// The same of the last `tail` keys, few for many queries: blocks go through parts of the queries, and the parts' sums are added
+    /// in a fixed order. `[B, tail, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
+    fn of_tail(&self, delta: View<'_, G>, tail: usize) -> Result<Array<G>> {
         let Self { gpu, ref call, saved: &Saved { q, k, v, .. }, log_sum_exp, grad_output } = *self;
         let shape = call.shape;
         let (width, scale) = (shape.width(), shape.softmax_scale);
         let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(MAX_BLOCKS_IN_Z / shape.batch).max(1);
-        let len = 2 * k.len;
+        let len = 2 * shape.batch * tail * width;
         let parts = gpu.alloc(DType::F32, splits * len)?;
         let pointers = [parts.view(), parts.view().from(width)].map(Argument::from);
         let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
-        // The kernel can do with the last of the keys; here it takes them all.
-        let lengths = [shape.queries, shape.keys, shape.keys, splits].map(Argument::from);
+        let lengths = [shape.queries, shape.keys, tail, splits].map(Argument::from);
         let strides = [2 * width, 2 * width, width, width, width, width].map(Argument::from);
-        let launch = call.launch("backward_tail", call.head.tail, shape.keys, splits);
+        let launch = call.launch("backward_tail", call.head.tail, tail, splits);
         gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
         if splits == 1 {
             return Ok(parts);

@@ -205,7 +205,8 @@ impl CustomOp3 for AttentionOp {
         }
         let log_sum_exp = self.log_sum_exp.get().ok_or_else(too_early)?;
         let [dq, dk, dv] = with_cpu_slices([q, k, v, y, grad_output], |[q, k, v, y, dy]| {
-            backward::input_gradients(&self.shape, &backward::Saved { q, k, v, y, log_sum_exp }, dy)
+            let saved = backward::Saved { q, k, v, y, log_sum_exp };
+            backward::input_gradients(&self.shape, &saved, dy, 0..self.shape.keys)
         })?;
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))

@@ -25,13 +25,15 @@ pub(super) fn forward<G: Gpu>(
     Ok(y)
 }
 
-/// With the weights `p` and `dp = dy vᵀ`: `ds` by the softmax's gradient, then `dq = ds k`, `dk = dsᵀ q`, `dv = pᵀ dy`.
+/// With the weights `p` and `dp = dy vᵀ`: `ds` by the softmax's gradient, then `dq = ds k`, `dk = dsᵀ q`, `dv = pᵀ dy`, these two of
+/// the last `tail` keys.
 pub(super) fn input_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
     [q, k, v]: [View<'_, G>; 3],
     grad_output: View<'_, G>,
     [dq, dk, dv]: [Rows<'_, G>; 3],
+    tail: usize,
 ) -> Result<()> {
     let AttentionShape { queries, keys, head_dim, softmax_scale, .. } = *shape;
     let scores = queries * keys;
@@ -39,16 +41,20 @@ pub(super) fn input_gradients<G: Gpu>(
     let [p, ds] = [&weights, &gradients].map(|x| Rows::new(x.view(), keys));
     let [q, k, v, dy] = [q, k, v, grad_output].map(|x| Rows::new(x, shape.width()));
     for head in Head::all(shape) {
-        let ([q, dy, dq], [k, v, dk, dv]) = (head.of([q, dy, dq], queries), head.of([k, v, dk, dv], keys));
+        let ([q, dy, dq], [k, v]) = (head.of([q, dy, dq], queries), head.of([k, v], keys));
         weigh(gpu, shape, p, [q, k])?;
         product::by_rows(gpu, ds, [dy, v], [queries, keys, head_dim], 1.0)?;
         let arguments = [ds.view.into(), p.view.into(), keys.into(), softmax_scale.into()];
         over_rows(gpu, "softmax_gradient", queries, ds.view, &arguments)?;
         product::by_columns(gpu, dq, [ds, k], [queries, head_dim, keys])?;
+        if tail == 0 {
+            continue;
+        }
+        let [dk, dv] = head.of([dk, dv], tail);
         for (to, matrix, by) in [(dk, ds, q), (dv, p, dy)] {
             let transposed = transposed(gpu, matrix.view, [queries, keys])?;
-            let left = Rows::new(transposed.view(), queries);
-            product::by_columns(gpu, to, [left, by], [keys, head_dim, queries])?;
+            let left = Rows::new(transposed.view().from((keys - tail) * queries), queries);
+            product::by_columns(gpu, to, [left, by], [tail, head_dim, queries])?;
         }
     }
     Ok(())

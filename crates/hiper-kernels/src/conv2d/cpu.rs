@@ -64,10 +64,10 @@ pub(crate) fn input_gradient(conv: &ConvFunction, shape: &[usize], grad_output: 
 }
 
 impl ConvFunction {
-    /// Not for the smallest pictures, whose few tiles fill no row panel. (A batch has more of them, but its sums run in the order
-    /// of a single picture's.)
+    /// Not for small pictures, whose few tiles do not pay for the transform of a weight. (A batch has more of them, but its sums run
+    /// in the order of a single picture's.)
     fn is_winograd(&self, output: [usize; 2]) -> bool {
-        self.config.stride == 1 && self.kernel == [3, 3] && output[0] * output[1] > 16
+        self.config.stride == 1 && self.kernel == [3, 3] && output[0] * output[1] > 64
     }
 
     /// The matrix of one tap: `[I, O]` forward, `[O, I]` for the gradient.

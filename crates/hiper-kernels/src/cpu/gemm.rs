@@ -164,7 +164,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
                             rhs_stride: COLS,
                             rows: rows.len(),
                             depth: k.len(),
-                            vectors: (self.cols - col).div_ceil(16).min(2),
+                            columns: COLS.min((self.cols - col).next_multiple_of(self.isa.lanes())),
                             add: block > 0,
                         };
                         // SAFETY: the caller's promise.
@@ -187,7 +187,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
         // SAFETY: by the caller's promise these elements exist and are this thread's.
         unsafe {
             let c = self.values.add(row * self.cols + col);
-            if width == 16 * t.vectors {
+            if width == t.columns {
                 return tile_at(self.isa, t, c, self.cols);
             }
             // The last columns: a whole tile beside, of which what exists is copied.

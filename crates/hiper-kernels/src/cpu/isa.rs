@@ -28,6 +28,17 @@ impl Isa {
         }
     }
 
+    /// Columns of a tile are a multiple of so many.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 16,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 8,
+            Self::Portable => 8,
+        }
+    }
+
     /// Those that this processor can run, the best first.
     pub(crate) fn available() -> Vec<Self> {
         let mut all = Vec::new();

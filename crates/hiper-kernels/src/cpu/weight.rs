@@ -5,8 +5,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
+use super::fill::fill;
 use super::isa::Isa;
 use super::microkernel::{COLS, prefetch, transpose_16x16};
 
@@ -81,9 +81,10 @@ impl Weight {
 fn panels<T: Copy + Default + Send + Sync>(rows: &[T], [cols, depth, taps]: [usize; 3]) -> Vec<T> {
     /// Channels a block: what its 32 columns read and write stays in the first-level cache.
     const BLOCK: usize = 8;
-    let mut out = vec![T::default(); cols.div_ceil(COLS) * depth * COLS];
     let channels = depth / taps;
-    out.par_chunks_exact_mut(depth * COLS).zip(rows.par_chunks(depth * COLS)).for_each(|(panel, rows)| {
+    let size = depth * COLS;
+    fill([cols.div_ceil(COLS), size], size, |i, _, panel| {
+        let rows = &rows[i * size..((i + 1) * COLS).min(cols) * depth];
         for first in (0..channels).step_by(BLOCK) {
             let block = first * taps..(first + BLOCK).min(channels) * taps;
             for (col, row) in rows.chunks_exact(depth).enumerate() {
@@ -94,8 +95,7 @@ fn panels<T: Copy + Default + Send + Sync>(rows: &[T], [cols, depth, taps]: [usi
                 }
             }
         }
-    });
-    out
+    })
 }
 
 /// The right-hand side of a product: rows of a weight (forward), or its transpose (gradient), or one tap's part of either.

@@ -142,22 +142,23 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gradients to `x`, if it is wanted, and to the context, from what the forward pass kept.
+    /// Gradients to `x`, if it is wanted, and to the last tokens of the context, as many as are wanted, from what the forward pass
+    /// kept.
     pub(super) fn backward(
         &self,
         x: &[f32],
         kept: Option<&Kept>,
         dy: &[f32],
-        wants_dx: bool,
+        wanted: (bool, usize),
     ) -> (Option<Vec<f32>>, Vec<f32>) {
         let known: &[_] = match kept {
-            Some(Kept::All(saved)) => return self.backward_from(x, saved, dy, wants_dx),
+            Some(Kept::All(saved)) => return self.backward_from(x, saved, dy, wanted),
             Some(Kept::Attended(known)) => known,
             None => &[],
         };
         let mut saved = Vec::new();
         self.blocks(x, known, |block| saved.push(block));
-        self.backward_from(x, &saved, dy, wants_dx)
+        self.backward_from(x, &saved, dy, wanted)
     }
 
     fn backward_from(
@@ -165,28 +166,28 @@ impl<'a> Pass<'a> {
         x: &[f32],
         saved: &[Saved<'_>],
         dy: &[f32],
-        wants_dx: bool,
+        (wants_dx, tail): (bool, usize),
     ) -> (Option<Vec<f32>>, Vec<f32>) {
-        let mut dcontext = vec![0f32; self.context.len()];
+        let mut dtail = vec![0f32; self.context.len() / self.keys * tail];
         let mut d = linear::cpu::input_gradient(&self.transformer.proj_out.0, dy, None);
         for (i, (block, saved)) in self.transformer.blocks.iter().zip(saved).enumerate().rev() {
-            d = match self.block_backward(block, saved, &d, &mut dcontext, wants_dx || i > 0) {
+            d = match self.block_backward(block, saved, &d, (&mut dtail, tail), wants_dx || i > 0) {
                 Some(d) => d,
-                None => return (None, dcontext),
+                None => return (None, dtail),
             };
         }
         let d = linear::cpu::input_gradient(&self.transformer.proj_in.0, &d, None);
         let dx = group_norm::cpu::input_gradient(&self.transformer.norm.0, x, self.batch, &d, Some(dy));
-        (Some(dx), dcontext)
+        (Some(dx), dtail)
     }
 
-    /// The gradient to the block's input, if it is wanted; the gradient to the context is added to `dcontext`.
+    /// The gradient to the block's input, if it is wanted; the gradient to the last `tail` tokens of the context is added to `dtail`.
     fn block_backward(
         &self,
         block: &TransformerBlock,
         saved: &Saved<'_>,
         dy: &[f32],
-        dcontext: &mut Vec<f32>,
+        (dtail, tail): (&mut Vec<f32>, usize),
         wants_dx: bool,
     ) -> Option<Vec<f32>> {
         let d = linear::cpu::input_gradient(&block.ff_out.0, dy, None);
@@ -194,9 +195,9 @@ impl<'a> Pass<'a> {
         let d = linear::cpu::input_gradient(&block.ff_in.0, &d, None);
         let dx2 = layer_norm::cpu::input_gradient(&block.norm3.0, &saved.x2, &d, Some(dy));
 
-        let [dq, dk, dv] = self.attend_backward(&block.attn2, &saved.attn2, &dx2, self.keys);
-        *dcontext = linear::cpu::input_gradient(&block.attn2.to_k.0, &dk, Some(dcontext));
-        *dcontext = linear::cpu::input_gradient(&block.attn2.to_v.0, &dv, Some(dcontext));
+        let [dq, dk, dv] = self.attend_backward(&block.attn2, &saved.attn2, &dx2, (self.keys, tail));
+        *dtail = linear::cpu::input_gradient(&block.attn2.to_k.0, &dk, Some(dtail));
+        *dtail = linear::cpu::input_gradient(&block.attn2.to_v.0, &dv, Some(dtail));
         if !wants_dx {
             return None;
         }
@@ -204,25 +205,26 @@ impl<'a> Pass<'a> {
         let dx1 = layer_norm::cpu::input_gradient(&block.norm2.0, &saved.x1, &d, Some(&dx2));
         drop((dx2, dq));
 
-        let [dq, dk, dv] = self.attend_backward(&block.attn1, &saved.attn1, &dx1, self.queries);
+        let keys = (self.queries, self.queries);
+        let [dq, dk, dv] = self.attend_backward(&block.attn1, &saved.attn1, &dx1, keys);
         let d = linear::cpu::input_gradient(&block.attn1.to_q.0, &dq, None);
         let d = linear::cpu::input_gradient(&block.attn1.to_k.0, &dk, Some(&d));
         let d = linear::cpu::input_gradient(&block.attn1.to_v.0, &dv, Some(&d));
         Some(layer_norm::cpu::input_gradient(&block.norm1.0, &saved.x, &d, Some(&dx1)))
     }
 
-    /// `[dq, dk, dv]`.
+    /// `[dq, dk, dv]`, the latter two of the last keys, as many as are wanted.
     fn attend_backward(
         &self,
         weights: &TransformerAttention,
         saved: &SavedAttention<'_>,
         dy: &[f32],
-        keys: usize,
+        (keys, wanted): (usize, usize),
     ) -> [Vec<f32>; 3] {
         let d = linear::cpu::input_gradient(&weights.to_out.0, dy, None);
         let SavedAttention { q, k, v, attended } = saved;
         let Attended { y, log_sum_exp } = &**attended;
         let saved = attention::backward::Saved { q, k, v, y, log_sum_exp };
-        attention::backward::input_gradients(&self.shape(weights, keys), &saved, &d)
+        attention::backward::input_gradients(&self.shape(weights, keys), &saved, &d, keys - wanted..keys)
     }
 }

@@ -58,7 +58,7 @@ impl<G: Gpu> SavedAttention<G> {
     }
 }
 
-/// Gradients to `x` and to the context, where they are wanted.
+/// Gradients to `x` and to the last tokens of the context, where they are wanted.
 pub(super) type Gradients<G> = (Option<Array<G>>, Option<Array<G>>);
 
 impl<G: Gpu> Pass<'_, G> {
@@ -131,13 +131,14 @@ impl<G: Gpu> Pass<'_, G> {
         }
     }
 
-    /// `saved`: computed again if it was not kept; `wanted`: whether the input and the context need a gradient.
+    /// `saved`: computed again if it was not kept; `wanted`: whether the input needs a gradient, and how many of the context's last
+    /// tokens do.
     pub(super) fn backward(
         &self,
         x: View<'_, G>,
         saved: Option<&Saved<G>>,
         dy: View<'_, G>,
-        wanted: [bool; 2],
+        (wants_dx, tail): (bool, usize),
     ) -> Result<Gradients<G>> {
         let recomputed;
         let saved = match saved {
@@ -148,31 +149,30 @@ impl<G: Gpu> Pass<'_, G> {
             }
         };
         let Transformer { norm, proj_in, blocks, proj_out } = self.transformer;
-        let mut dcontext = None;
+        let mut dtail = None;
         let mut d = linear::cuda::input_gradient(self.gpu, &proj_out.0, dy, None)?;
         for (i, (block, saved)) in blocks.iter().zip(&saved.blocks).enumerate().rev() {
-            let wants_dx = wanted[0] || i > 0;
-            let (dx, dc) = self.block_backward(block, saved, d.view(), dcontext, [wants_dx, wanted[1]])?;
-            dcontext = dc;
+            let (dx, dt) = self.block_backward(block, saved, d.view(), (dtail, tail), wants_dx || i > 0)?;
+            dtail = dt;
             match dx {
                 Some(dx) => d = dx,
-                None => return Ok((None, dcontext)),
+                None => return Ok((None, dtail)),
             }
         }
         let d = linear::cuda::input_gradient(self.gpu, &proj_in.0, d.view(), None)?;
         let inputs = [x, saved.statistics.view()];
         let dx = group_norm::cuda::input_gradient(self.gpu, &norm.0, inputs, self.batch, d.view(), Some(dy))?;
-        Ok((Some(dx), dcontext))
+        Ok((Some(dx), dtail))
     }
 
-    /// The gradient to the block's input, if it is wanted, and that to the context, added to `dcontext`.
+    /// The gradient to the block's input, if it is wanted, and that to the last `tail` tokens of the context, added to `dtail`.
     fn block_backward(
         &self,
         block: &TransformerBlock,
         saved: &SavedBlock<G>,
         dy: View<'_, G>,
-        dcontext: Option<Array<G>>,
-        [wants_dx, wants_dcontext]: [bool; 2],
+        (dtail, tail): (Option<Array<G>>, usize),
+        wants_dx: bool,
     ) -> Result<Gradients<G>> {
         let gpu = self.gpu;
         let d = linear::cuda::input_gradient(gpu, &block.ff_out.0, dy, None)?;
@@ -182,12 +182,12 @@ impl<G: Gpu> Pass<'_, G> {
 
         let (shape, scores) = (self.shape(&block.attn2, self.keys), saved.attn2.views());
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
-        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), wants_dcontext)?;
+        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), tail)?;
         drop(d);
-        let before = dcontext.as_ref().map(Array::view);
-        let dcontext = both.map(|both| self.context_gradient(&block.attn2, both, before)).transpose()?;
+        let before = dtail.as_ref().map(Array::view);
+        let dtail = both.map(|both| self.tail_gradient(&block.attn2, both, before)).transpose()?;
         if !wants_dx {
-            return Ok((None, dcontext));
+            return Ok((None, dtail));
         }
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_q.0, dq.view(), None)?;
         let (x1, around) = (saved.x1.view(), Some(dx2.view()));
@@ -202,11 +202,11 @@ impl<G: Gpu> Pass<'_, G> {
         let d = linear::cuda::input_gradient(gpu, &block.attn1.to_v.0, dv.view(), Some(d.view()))?;
         let (x, around) = (saved.x.view(), Some(dx1.view()));
         let dx = layer_norm::cuda::input_gradient(gpu, &block.norm1.0, x, d.view(), around)?;
-        Ok((Some(dx), dcontext))
+        Ok((Some(dx), dtail))
     }
 
-    /// From the gradients of keys and values, `[B, T, 2·H·D]`, and of the blocks behind.
-    fn context_gradient(
+    /// From the gradients of the tail's keys and values, `[B, N, 2·H·D]`, and of the blocks behind.
+    fn tail_gradient(
         &self,
         weights: &TransformerAttention,
         both: Array<G>,

@@ -1,5 +1,6 @@
 //! A frozen transformer over the pixels of a picture, with a text as its context, as one operator.
 
+mod context;
 mod cpu;
 mod cuda;
 #[cfg(test)]
@@ -7,7 +8,7 @@ mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use crate::error::{Error, check_shape};
 use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
@@ -16,13 +17,15 @@ use crate::gpu::{
 };
 use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
+pub use context::Context;
+
 /// diffusers' `Transformer2DModel`: `y = x + proj_out(blocks(proj_in(norm(x)), context))`.
 ///
 /// # Shapes
 /// `x [B, H, W, C]`, `context [B, T, D]`, `y [B, H, W, C]`.
 ///
 /// # Gradient
-/// To `x` and `context`. Where `x` needs none, as before the first cross-attention, none is computed for it.
+/// To `x` and the context's tail. Where `x` needs none, as before the first cross-attention, none is computed for it.
 #[derive(Clone)]
 pub struct Transformer {
     /// Normalises the input.
@@ -72,13 +75,14 @@ impl Transformer {
     ///
     /// # Errors
     /// When a shape disagrees or a tensor is not `f32`.
-    pub fn forward(&self, x: &Tensor, context: &Tensor, memory: Memory) -> Result<Tensor> {
-        self.check(x, context)?;
-        let track = [x.track_op(), context.track_op()];
+    pub fn forward(&self, x: &Tensor, context: &Context, memory: Memory) -> Result<Tensor> {
+        let Context { tokens, tail } = context;
+        self.check(x, tokens)?;
+        let track = [x.track_op(), tail.track_op()];
         let keep = (track[0] || track[1]).then_some(memory);
         let transformer = self.clone();
         let op = Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() };
-        dense(x)?.apply_op2(&dense(context)?, op)
+        dense(x)?.apply_op3(&dense(tokens)?, tail, op)
     }
 
     /// Checks every layer's shape, so that the computation itself cannot fail.
@@ -136,9 +140,10 @@ impl Transformer {
     }
 }
 
+/// Of the input, the context's tokens, and its tail, whose numbers are the last of the tokens': it is there for its gradient.
 struct Op {
     transformer: Transformer,
-    /// Whether `x` and `context` need a gradient.
+    /// Whether `x` and the tail need a gradient.
     track: [bool; 2],
     /// How much the forward pass keeps, if there may be a backward pass.
     keep: Option<Memory>,
@@ -168,14 +173,17 @@ impl Op {
         &self,
         gpu: &G,
         [x, context, grad_output]: [&Tensor; 3],
+        tail: &Tensor,
     ) -> Result<[Option<Tensor>; 2]> {
         let saved = self.kept.get().map(Kept::get).transpose()?;
-        let (dx, dcontext) = with_views(gpu, [x, context, grad_output], |[x_view, c_view, dy]| {
-            self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, self.track)
+        let tail_tokens = if self.track[1] { tail.dim(1)? } else { 0 };
+        let wanted = (self.track[0], tail_tokens);
+        let (dx, dtail) = with_views(gpu, [x, context, grad_output], |[x_view, c_view, dy]| {
+            self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, wanted)
         })?;
         let tensor =
             |d: Option<Array<G>>, like: &Tensor| d.map(|d| d.into_tensor(gpu, like.dims())).transpose();
-        Ok([tensor(dx, x)?, tensor(dcontext, context)?])
+        Ok([tensor(dx, x)?, tensor(dtail, tail)?])
     }
 
     fn pass<'a, G: Gpu>(
@@ -190,7 +198,7 @@ impl Op {
     }
 }
 
-impl CustomOp2 for Op {
+impl CustomOp3 for Op {
     fn name(&self) -> &'static str {
         Self::NAME
     }
@@ -201,6 +209,8 @@ impl CustomOp2 for Op {
         x_layout: &Layout,
         context: &CpuStorage,
         context_layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         #[cfg(any(test, feature = "host-kernels"))]
         if let Some(host) = crate::gpu::host::Host::current() {
@@ -221,6 +231,8 @@ impl CustomOp2 for Op {
         x_layout: &Layout,
         context: &CudaStorage,
         context_layout: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         self.forward_on(&Cuda::of(x)?, [(x, x_layout), (context, context_layout)])
     }
@@ -229,20 +241,22 @@ impl CustomOp2 for Op {
         &self,
         x: &Tensor,
         context: &Tensor,
+        tail: &Tensor,
         _y: &Tensor,
         grad_output: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let tensors = [x, context, grad_output];
         if let Some(card) = Card::of(x.device())? {
-            let tensors = [x, context, grad_output];
-            let [dx, dcontext] = on_card!(card, gpu => self.backward_on(&gpu, tensors))?;
-            return Ok((dx, dcontext));
+            let [dx, dtail] = on_card!(card, gpu => self.backward_on(&gpu, tensors, tail))?;
+            return Ok((dx, None, dtail));
         }
-        let (dx, dcontext) = with_cpu_slices([x, context, grad_output], |[x_data, c_data, dy]| {
+        let wanted = (self.track[0], tail.dim(1)?);
+        let (dx, dtail) = with_cpu_slices(tensors, |[x_data, c_data, dy]| {
             let pass = cpu::Pass::new(&self.transformer, x.dims(), c_data, context.dims());
-            pass.backward(x_data, self.saved.get(), dy, self.track[0])
+            pass.backward(x_data, self.saved.get(), dy, wanted)
         })?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        let dcontext = Tensor::from_vec(dcontext, context.shape(), context.device())?;
-        Ok((dx, self.track[1].then_some(dcontext)))
+        let dtail = Tensor::from_vec(dtail, tail.shape(), tail.device())?;
+        Ok((dx, None, self.track[1].then_some(dtail)))
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Transformer, TransformerAttention, TransformerBlock};
+use super::{Context, Transformer, TransformerAttention, TransformerBlock};
 use crate::gpu::host::on_host;
 use crate::testing::{check, check_on_card, normals, rounded};
 use crate::{AttentionConfig, AttentionMask, GroupNorm, LayerNorm, Linear, Memory};
@@ -125,7 +125,7 @@ fn matches_the_definition_kept_and_computed_again() {
         for memory in [Memory::Fast, Memory::Lean] {
             check(
                 &[&[batch, height, width, sizes.channels], &[batch, keys, sizes.context]],
-                |x| transformer.forward(&x[0], &x[1], memory),
+                |x| transformer.forward(&x[0], &Context::whole(&x[1]), memory),
                 |x| sizes.definition(&x[0], &x[1], [batch, height * width, keys]),
             );
         }
@@ -150,7 +150,7 @@ fn matches_the_definition_on_a_card() {
             check_on_card(
                 dtype,
                 &[&[batch, height, width, sizes.channels], &[batch, keys, sizes.context]],
-                |x| transformer.forward(&x[0], &x[1], memory),
+                |x| transformer.forward(&x[0], &Context::whole(&x[1]), memory),
                 |x| sizes.definition(&x[0], &x[1], [batch, height * width, keys]),
             );
         }
@@ -165,10 +165,70 @@ fn the_gradient_to_the_context_does_not_need_one_to_the_input() {
     for memory in [Memory::Fast, Memory::Lean] {
         check(
             &[&[1, 3, sizes.context]],
-            |context| transformer.forward(&x, &context[0], memory),
+            |context| transformer.forward(&x, &Context::whole(&context[0]), memory),
             |context| {
                 let x: Vec<f64> = normals(4 * c, 1).iter().map(|&v| v as f64).collect();
                 sizes.definition(&x, &context[0], [1, 4, 3])
+            },
+        );
+    }
+}
+
+#[test]
+fn a_tails_gradient_is_its_part_of_the_contexts() {
+    // More keys than a block has, on the CPU; the tail is less than a panel, and more.
+    for (blocks, [batch, keys, tail]) in [(1, [1, 300, 5]), (2, [2, 77, 20])] {
+        let sizes = Sizes { blocks, ..SMALL };
+        let (transformer, width) = (sizes.transformer(), sizes.context);
+        let head = normals(batch * (keys - tail) * width, 9);
+        let head_tensor = Tensor::from_slice(&head, (batch, keys - tail, width), &Device::Cpu).unwrap();
+        let exact = |x: &[Vec<f64>]| {
+            let (mut heads, mut tails) = (head.chunks((keys - tail) * width), x[1].chunks(tail * width));
+            let mut context = Vec::new();
+            for _ in 0..batch {
+                context.extend(heads.next().unwrap().iter().map(|&v| f64::from(v)));
+                context.extend(tails.next().unwrap());
+            }
+            sizes.definition(&x[0], &context, [batch, 2, keys])
+        };
+        for memory in [Memory::Fast, Memory::Lean] {
+            check(
+                &[&[batch, 1, 2, sizes.channels], &[batch, tail, width]],
+                |x| {
+                    let context = Context::of_head_and_tail(&head_tensor, &x[1])?;
+                    transformer.forward(&x[0], &context, memory)
+                },
+                exact,
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tails_gradient_is_its_part_of_the_contexts_on_a_card() {
+    for (channels, dtype, [batch, keys, tail]) in
+        [(64, DType::F16, [2, 20, 5]), (64, DType::F32, [2, 9, 3]), (48, DType::BF16, [1, 19, 17])]
+    {
+        let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks: 2, dtype };
+        let (transformer, width) = (on_host(|| sizes.transformer()), sizes.context);
+        let head = rounded(dtype, &normals(batch * (keys - tail) * width, 9));
+        let head_tensor = Tensor::from_slice(&head, (batch, keys - tail, width), &Device::Cpu).unwrap();
+        let head_tensor = head_tensor.to_dtype(dtype).unwrap();
+        check_on_card(
+            dtype,
+            &[&[batch, 1, 2, channels], &[batch, tail, width]],
+            |x| {
+                let context = Context::of_head_and_tail(&head_tensor, &x[1])?;
+                transformer.forward(&x[0], &context, Memory::Fast)
+            },
+            |x| {
+                let (mut heads, mut tails) = (head.chunks((keys - tail) * width), x[1].chunks(tail * width));
+                let mut context = Vec::new();
+                for _ in 0..batch {
+                    context.extend(heads.next().unwrap().iter().map(|&v| f64::from(v)));
+                    context.extend(tails.next().unwrap());
+                }
+                sizes.definition(&x[0], &context, [batch, 2, keys])
             },
         );
     }
@@ -187,13 +247,13 @@ fn a_card_computes_the_gradients_that_are_wanted() {
     check_on_card(
         sizes.dtype,
         &[&c_shape],
-        |c| transformer.forward(&tensor(&x, &x_shape), &c[0], Memory::Fast),
+        |c| transformer.forward(&tensor(&x, &x_shape), &Context::whole(&c[0]), Memory::Fast),
         |c| sizes.definition(&exact(&x), &c[0], [1, 4, 3]),
     );
     check_on_card(
         sizes.dtype,
         &[&x_shape],
-        |x| transformer.forward(&x[0], &tensor(&context, &c_shape), Memory::Lean),
+        |x| transformer.forward(&x[0], &Context::whole(&tensor(&context, &c_shape)), Memory::Lean),
         |x| sizes.definition(&x[0], &exact(&context), [1, 4, 3]),
     );
 }
@@ -203,10 +263,12 @@ fn wrong_shapes_are_errors() {
     let (transformer, channels, context) = (SMALL.transformer(), SMALL.channels, SMALL.context);
     let x = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let good = [x(&[1, 2, 2, channels]), x(&[1, 3, context])];
-    assert!(transformer.forward(&good[0], &good[1], Memory::Fast).is_ok());
-    assert!(transformer.forward(&x(&[1, 2, 2, 9]), &good[1], Memory::Fast).is_err());
-    assert!(transformer.forward(&good[0], &x(&[2, 3, context]), Memory::Fast).is_err());
-    assert!(transformer.forward(&good[0], &x(&[1, 3, 4]), Memory::Fast).is_err());
-    let error = on_host(|| transformer.forward(&good[0], &good[1], Memory::Fast)).unwrap_err().to_string();
+    let forward = |x: &Tensor, tokens: &Tensor| transformer.forward(x, &Context::whole(tokens), Memory::Fast);
+    assert!(forward(&good[0], &good[1]).is_ok());
+    assert!(forward(&x(&[1, 2, 2, 9]), &good[1]).is_err());
+    assert!(forward(&good[0], &x(&[2, 3, context])).is_err());
+    assert!(forward(&good[0], &x(&[1, 3, 4])).is_err());
+    assert!(Context::of_head_and_tail(&good[1], &x(&[1, 2, 4])).is_err());
+    let error = on_host(|| forward(&good[0], &good[1])).unwrap_err().to_string();
     assert!(error.contains("same device"), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use hiper_kernels::{Memory, Transformer, TransformerAttention, TransformerBlock};
+use hiper_kernels::{Context, Memory, Transformer, TransformerAttention, TransformerBlock};
 
 use super::{Bias, group_norm, layer_norm, linear, pointwise, projection};
 use crate::{Result, Weights};
@@ -45,9 +45,9 @@ impl Transformer2DModel {
         Ok(Self { transformer, memory: weights.memory() })
     }
 
-    /// `x [B, H, W, C]`, `encoder_hidden_states [B, T, D]`.
-    pub(crate) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
-        Ok(self.transformer.forward(x, encoder_hidden_states, self.memory)?)
+    /// `x [B, H, W, C]`, `context [B, T, D]`.
+    pub(crate) fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+        Ok(self.transformer.forward(x, context, self.memory)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The network's predictions along a sampling, with classifier-free guidance.
 
 use candle_core::{DType, Tensor};
-use hiper_kernels::{Replay, is_card};
+use hiper_kernels::{Context, Replay, is_card};
 
 use super::UNet2DConditionModel;
 use crate::Result;
@@ -19,7 +19,7 @@ pub(crate) struct GuidedPrediction<'a> {
 struct Guided<'a> {
     unet: &'a UNet2DConditionModel,
     /// `[B, T, D]`, or `[2 B, T, D]`: the negative prompt's, then the prompt's.
-    encoder_hidden_states: Tensor,
+    context: Context,
     /// None for no guidance.
     guidance_scale: Option<f64>,
 }
@@ -48,8 +48,9 @@ impl<'a> GuidedPrediction<'a> {
             Some(_) => Tensor::cat(&[negative, positive], 0)?,
             None => positive.clone(),
         };
-        let guided = Guided { unet, encoder_hidden_states, guidance_scale };
-        unet.check(&guided.input(latents)?, &[0.0], &guided.encoder_hidden_states)?;
+        let context = Context::whole(&unet.precision.enter(&encoder_hidden_states)?);
+        let guided = Guided { unet, context, guidance_scale };
+        unet.check(&guided.input(latents)?, &[0.0], &encoder_hidden_states)?;
         let recorded = is_card(latents.device()).then(|| guided.record(latents)).transpose()?;
         Ok(Self { guided, recorded })
     }
@@ -79,8 +80,7 @@ impl<'a> Guided<'a> {
     }
 
     fn predict(&self, latents: &Tensor, sinusoids: &Tensor) -> Result<Tensor> {
-        let prediction =
-            self.unet.forward_at(&self.input(latents)?, sinusoids, &self.encoder_hidden_states)?;
+        let prediction = self.unet.forward_at(&self.input(latents)?, sinusoids, &self.context)?;
         let Some(guidance_scale) = self.guidance_scale else { return Ok(prediction) };
         let both = prediction.chunk(2, 0)?;
         Ok((&both[0] + ((&both[1] - &both[0])? * guidance_scale)?)?)

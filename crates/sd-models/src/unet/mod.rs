@@ -6,7 +6,7 @@ mod recorded_optimisation;
 mod unet_2d_blocks;
 
 use candle_core::{Device, Tensor};
-use hiper_kernels::{Activation, Conv2d, GroupNorm, Padding};
+use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding};
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
 pub(crate) use guided_prediction::GuidedPrediction;
@@ -118,20 +118,39 @@ impl UNet2DConditionModel {
         encoder_hidden_states: &Tensor,
     ) -> Result<Tensor> {
         self.check(latents, timesteps, encoder_hidden_states)?;
-        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, encoder_hidden_states)
+        let context = Context::whole(&self.precision.enter(encoder_hidden_states)?);
+        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, &context)
+    }
+
+    /// The same of a text in two parts, `head [B, T − N, D]` and `tail [B, N, D]`.
+    ///
+    /// # Gradient
+    /// To `latents` and `tail`; the head's is not computed.
+    ///
+    /// # Errors
+    /// When a shape disagrees with the configuration.
+    pub fn forward_with_tail(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        head: &Tensor,
+        tail: &Tensor,
+    ) -> Result<Tensor> {
+        let context = self.context(head, tail)?;
+        self.check_shapes(latents, timesteps, context.dims())?;
+        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, &context)
+    }
+
+    fn context(&self, head: &Tensor, tail: &Tensor) -> Result<Context> {
+        let [head, tail] = [head, tail].map(|part| self.precision.enter(part));
+        Ok(Context::of_head_and_tail(&head?, &tail?)?)
     }
 
     /// The same, of checked arguments; a row of sinusoids for each timestep.
-    fn forward_at(
-        &self,
-        latents: &Tensor,
-        sinusoids: &Tensor,
-        encoder_hidden_states: &Tensor,
-    ) -> Result<Tensor> {
+    fn forward_at(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
         let temb = self.time_embedding.forward_activated(sinusoids)?;
-        let context = &self.precision.enter(encoder_hidden_states)?;
         let latents = self.precision.enter(&latents)?;
         let mut h = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?)?;
         let mut skips = vec![h.clone()];
@@ -148,6 +167,10 @@ impl UNet2DConditionModel {
     }
 
     fn check(&self, latents: &Tensor, timesteps: &[f64], encoder_hidden_states: &Tensor) -> Result<()> {
+        self.check_shapes(latents, timesteps, encoder_hidden_states.dims())
+    }
+
+    fn check_shapes(&self, latents: &Tensor, timesteps: &[f64], context: &[usize]) -> Result<()> {
         let (channels, width) = (self.config.in_channels, self.cross_attention_dim());
         let batch = latents.dims().first().copied().unwrap_or_default();
         if !matches!(latents.dims(), &[_, c, h, w] if c == channels && h > 0 && w > 0) {
@@ -158,9 +181,8 @@ impl UNet2DConditionModel {
             let (expected, got) = (format!("1 or {batch}, as the latents"), timesteps.len().to_string());
             return Err(Error::Argument { argument: "timesteps", expected, got });
         }
-        if !matches!(encoder_hidden_states.dims(), &[b, t, d] if b == batch && t > 0 && d == width) {
-            let (expected, got) =
-                (format!("[{batch}, T, {width}]"), format!("{:?}", encoder_hidden_states.dims()));
+        if !matches!(context, &[b, t, d] if b == batch && t > 0 && d == width) {
+            let (expected, got) = (format!("[{batch}, T, {width}]"), format!("{context:?}"));
             return Err(Error::Argument { argument: "encoder_hidden_states", expected, got });
         }
         Ok(())

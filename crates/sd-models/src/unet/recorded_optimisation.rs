@@ -183,9 +183,9 @@ impl Tensors {
             Target::Noise => noise,
             Target::Velocity => velocity(latents, &noise, timesteps, alphas_cumprod)?,
         };
-        let text = Tensor::cat(&[&self.head, self.tail.as_tensor()], 1)?;
+        let context = unet.context(&self.head, self.tail.as_tensor())?;
         let sinusoids = unet.time_embedding.rows_on_card(timesteps)?;
-        let prediction = unet.forward_at(&noisy_latents, &sinusoids, &text)?;
+        let prediction = unet.forward_at(&noisy_latents, &sinusoids, &context)?;
         let losses = (target - prediction)?.sqr()?.flatten_from(1)?.mean(1)?;
         let gradients = losses.sum_all()?.backward()?;
         let Some(gradient) = gradients.get(self.tail.as_tensor()) else {

@@ -3,7 +3,7 @@
 //! A block with cross-attention and its plain sibling are one type here: the plain one has no transformers.
 
 use candle_core::Tensor;
-use hiper_kernels::Padding;
+use hiper_kernels::{Context, Padding};
 
 use super::UNet2DConditionConfig;
 use crate::blocks::{
@@ -98,7 +98,7 @@ impl DownBlock {
         &self,
         x: &Tensor,
         temb: &Tensor,
-        context: &Tensor,
+        context: &Context,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         let mut h = x.clone();
@@ -136,7 +136,7 @@ impl MidBlock {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Context) -> Result<Tensor> {
         let h = self.first.forward(x, Some(temb))?;
         self.second.forward(&self.attention.forward(&h, context)?, Some(temb))
     }
@@ -177,7 +177,7 @@ impl UpBlock {
         &self,
         x: &Tensor,
         temb: &Tensor,
-        context: &Tensor,
+        context: &Context,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         let mut h = x.clone();

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::cpu::bias_of;
 use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
 use crate::cpu::isa::Isa;
-use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
+use crate::cpu::microkernel::{COLS, Lhs, Tile, prefetch, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use crate::cpu::weight::Rhs;
 use transforms::{F2, F4, Transforms, both_ways};
@@ -212,13 +212,21 @@ struct Sizes {
 
 impl Sizes {
     /// The products of one block of depth. A point's weights stay in the second-level cache while all tiles pass, a row
-    /// panel in the first-level one while all columns do.
+    /// panel in the first-level one while all columns do; the next one is on its way meanwhile, as it lies in short rows where
+    /// the processor does not expect it.
     fn multiply(&self, isa: Isa, lhs: &[f32], weights: &[f32], products: &mut [f32], k: &Range<usize>) {
         let (size, tile_size) = (k.len() * COLS, self.rows * COLS);
         for point in 0..self.points {
             for (i, first) in (0..self.tiles).step_by(self.rows).enumerate() {
                 let at = (i * self.points + point) * self.panels * tile_size;
                 let products = &mut products[at..at + self.panels * tile_size];
+                let next =
+                    if first + self.rows < self.tiles { (i + 1) * self.points + point } else { point + 1 };
+                if let Some(next) = lhs.get(next * LHS_PANEL..(next + 1) * LHS_PANEL) {
+                    for row in next.chunks_exact(Lhs::PANEL_STRIDE).take(self.rows) {
+                        prefetch(&row[..k.len()]);
+                    }
+                }
                 for (panel, products) in products.chunks_exact_mut(tile_size).enumerate() {
                     let t = Tile {
                         lhs: &lhs[(i * self.points + point) * LHS_PANEL..][..LHS_PANEL],
@@ -227,7 +235,7 @@ impl Sizes {
                         rhs_stride: COLS,
                         rows: self.rows.min(self.tiles - first),
                         depth: k.len(),
-                        vectors: COLS / 16,
+                        columns: COLS,
                         add: k.start > 0,
                     };
                     tile(isa, t, products, COLS);

@@ -1,5 +1,5 @@
-//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8. Rows are shared out evenly: a block of less
-//! than four rows would wait for its own sums.
+//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8; the last 8 columns of 40 make narrower ones.
+//! Rows are shared out evenly: a block of less than four rows would wait for its own sums.
 
 #![allow(unsafe_code)]
 
@@ -48,20 +48,16 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
 /// Rows of the left-hand side lie `ROW` apart, its columns `column`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c_stride: usize) {
-    for v in 0..t.vectors {
+    for col in (0..t.columns).step_by(16) {
         let mut row = 0;
         for &rows in BLOCKS[t.rows] {
             // SAFETY: the block lies inside the tile that the caller promises.
             unsafe {
-                let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(16 * v)];
-                let c = c.add(row * c_stride + 16 * v);
-                match rows {
-                    1 => run::<1, ROW>(t, from, column, c, c_stride),
-                    2 => run::<2, ROW>(t, from, column, c, c_stride),
-                    3 => run::<3, ROW>(t, from, column, c, c_stride),
-                    4 => run::<4, ROW>(t, from, column, c, c_stride),
-                    5 => run::<5, ROW>(t, from, column, c, c_stride),
-                    _ => run::<6, ROW>(t, from, column, c, c_stride),
+                let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr().add(col)];
+                let c = c.add(row * c_stride + col);
+                match t.columns - col {
+                    8 => block::<ROW, 1>(rows, t, from, column, c, c_stride),
+                    _ => block::<ROW, 2>(rows, t, from, column, c, c_stride),
                 }
             }
             row += rows;
@@ -69,8 +65,32 @@ unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c
     }
 }
 
+/// Picks the instance for a number of rows.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run<const R: usize, const ROW: usize>(
+unsafe fn block<const ROW: usize, const V: usize>(
+    rows: usize,
+    t: Tile<'_>,
+    from: [*const f32; 2],
+    column: usize,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe {
+        match rows {
+            1 => run::<1, ROW, V>(t, from, column, c, c_stride),
+            2 => run::<2, ROW, V>(t, from, column, c, c_stride),
+            3 => run::<3, ROW, V>(t, from, column, c, c_stride),
+            4 => run::<4, ROW, V>(t, from, column, c, c_stride),
+            5 => run::<5, ROW, V>(t, from, column, c, c_stride),
+            _ => run::<6, ROW, V>(t, from, column, c, c_stride),
+        }
+    }
+}
+
+/// `R` rows of `V` vectors.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run<const R: usize, const ROW: usize, const V: usize>(
     t: Tile<'_>,
     [mut a, mut b]: [*const f32; 2],
     column: usize,
@@ -80,29 +100,33 @@ unsafe fn run<const R: usize, const ROW: usize>(
     if t.add {
         // The result is wanted when the products are done: by then it has come from wherever it lies.
         for i in 0..R {
-            for end in [0, 15] {
+            for end in [0, 8 * V - 1] {
                 _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * c_stride + end).cast());
             }
         }
     }
-    let mut acc = [[_mm256_setzero_ps(); 2]; R];
+    let mut acc = [[_mm256_setzero_ps(); V]; R];
     for _ in 0..t.depth {
-        // SAFETY: inside `rhs` and `lhs`, as the caller asserts.
-        let rhs = unsafe { [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))] };
+        let mut rhs = [_mm256_setzero_ps(); V];
+        for (v, rhs) in rhs.iter_mut().enumerate() {
+            // SAFETY: inside `rhs`, as the caller asserts.
+            *rhs = unsafe { _mm256_loadu_ps(b.add(8 * v)) };
+        }
         for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: inside `lhs`, as the caller asserts.
             let lhs = _mm256_set1_ps(unsafe { *a.add(i * ROW) });
-            acc[0] = _mm256_fmadd_ps(lhs, rhs[0], acc[0]);
-            acc[1] = _mm256_fmadd_ps(lhs, rhs[1], acc[1]);
+            for (acc, rhs) in acc.iter_mut().zip(&rhs) {
+                *acc = _mm256_fmadd_ps(lhs, *rhs, *acc);
+            }
         }
         // `wrapping_add`: the last step leaves the slices without reading there.
         (a, b) = (a.wrapping_add(column), b.wrapping_add(t.rhs_stride));
     }
     for (i, acc) in acc.iter().enumerate() {
-        for (half, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
             // SAFETY: inside `c`, as the caller asserts.
             unsafe {
-                let at = c.add(i * c_stride + 8 * half);
+                let at = c.add(i * c_stride + 8 * v);
                 let sum = if t.add { _mm256_add_ps(_mm256_loadu_ps(at), *acc) } else { *acc };
                 _mm256_storeu_ps(at, sum);
             }

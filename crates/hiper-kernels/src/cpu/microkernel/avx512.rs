@@ -26,8 +26,8 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
     }
     macro_rules! by_vectors {
         ($row:expr, $k:expr) => {
-            match t.vectors {
-                1 => by_rows!($row, $k, 1, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            match t.columns {
+                16 => by_rows!($row, $k, 1, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
                 _ => by_rows!($row, $k, 2, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             }
         };

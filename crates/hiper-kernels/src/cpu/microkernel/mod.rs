@@ -51,7 +51,7 @@ impl Lhs {
 }
 
 /// The arguments of one tile: `c[i · c_stride + j] (=|+=) Σ_k lhs(i, k) · rhs[k · rhs_stride + j]`, `i < rows`,
-/// `j < 16 · vectors`, `k < depth`.
+/// `j < columns`, `k < depth`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
     pub lhs: &'a [f32],
@@ -60,8 +60,8 @@ pub(crate) struct Tile<'a> {
     pub rhs_stride: usize,
     pub rows: usize,
     pub depth: usize,
-    /// 1 or 2 vectors of 16 columns.
-    pub vectors: usize,
+    /// At most [`COLS`], a multiple of [`Isa::lanes`].
+    pub columns: usize,
     /// Whether the product is added to what `c` holds.
     pub add: bool,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Tile<'a> {
 /// Computes one tile into a slice.
 #[inline]
 pub(crate) fn tile(isa: Isa, t: Tile<'_>, c: &mut [f32], c_stride: usize) {
-    assert!(t.rows > 0 && (t.rows - 1) * c_stride + 16 * t.vectors <= c.len());
+    assert!(t.rows > 0 && (t.rows - 1) * c_stride + t.columns <= c.len());
     // SAFETY: the assert bounds every element that the tile writes; `c` is borrowed mutably.
     #[allow(unsafe_code)]
     unsafe {
@@ -80,14 +80,15 @@ pub(crate) fn tile(isa: Isa, t: Tile<'_>, c: &mut [f32], c_stride: usize) {
 /// Computes one tile at a pointer, for tiles of a matrix that several threads fill.
 ///
 /// # Safety
-/// `rows` rows of `16 · vectors` values, `c_stride` apart, are valid at `c`, and no one else reads or writes them
+/// `rows` rows of `columns` values, `c_stride` apart, are valid at `c`, and no one else reads or writes them
 /// meanwhile.
 #[inline]
 #[allow(unsafe_code)]
 pub(crate) unsafe fn tile_at(isa: Isa, t: Tile<'_>, c: *mut f32, c_stride: usize) {
-    assert!((1..=MAX_ROWS).contains(&t.rows) && (1..=2).contains(&t.vectors) && t.depth > 0);
+    assert!((1..=MAX_ROWS).contains(&t.rows) && t.depth > 0);
+    assert!((1..=COLS).contains(&t.columns) && t.columns.is_multiple_of(isa.lanes()));
     assert!(t.layout.last(t.rows, t.depth) < t.lhs.len());
-    assert!((t.depth - 1) * t.rhs_stride + 16 * t.vectors <= t.rhs.len());
+    assert!((t.depth - 1) * t.rhs_stride + t.columns <= t.rhs.len());
     // SAFETY: `Isa::available` saw the instruction set on this processor. The asserts bound every element that the
     // layouts reach in `lhs` and `rhs`; the caller vouches for `c`.
     unsafe {
@@ -149,20 +150,22 @@ mod tests {
     fn tiles_match_the_definition_on_every_instruction_set() {
         for isa in Isa::available() {
             for layout in [Lhs::Panel, Lhs::ShortPanel, Lhs::Lanes, Lhs::Columns { stride: 37 }] {
-                for (rows, vectors, depth, add) in
-                    (1..=MAX_ROWS).flat_map(|r| [(r, 1, 5, false), (r, 2, 32, true), (r, 2, 1, false)])
+                let widths = (isa.lanes()..=COLS).step_by(isa.lanes());
+                for (rows, columns, (depth, add)) in (1..=MAX_ROWS)
+                    .flat_map(|r| widths.clone().map(move |w| (r, w)))
+                    .flat_map(|(r, w)| [(5, false), (32, true), (1, false)].map(|rest| (r, w, rest)))
                 {
                     let lhs = normals(layout.last(rows, depth) + 1, 1);
-                    let rhs_stride = 16 * vectors + 3;
-                    let rhs = normals((depth - 1) * rhs_stride + 16 * vectors, 2);
-                    let c_stride = 16 * vectors + 5;
-                    let before = normals((rows - 1) * c_stride + 16 * vectors, 3);
+                    let rhs_stride = columns + 3;
+                    let rhs = normals((depth - 1) * rhs_stride + columns, 2);
+                    let c_stride = columns + 5;
+                    let before = normals((rows - 1) * c_stride + columns, 3);
                     let mut c = before.clone();
-                    let t = Tile { lhs: &lhs, layout, rhs: &rhs, rhs_stride, rows, depth, vectors, add };
+                    let t = Tile { lhs: &lhs, layout, rhs: &rhs, rhs_stride, rows, depth, columns, add };
                     tile(isa, t, &mut c, c_stride);
                     for (at, (&got, &old)) in c.iter().zip(&before).enumerate() {
                         let (i, j) = (at / c_stride, at % c_stride);
-                        if j >= 16 * vectors {
+                        if j >= columns {
                             assert_eq!(got, old, "{isa:?} wrote between rows");
                             continue;
                         }
@@ -171,7 +174,7 @@ mod tests {
                         let exact = if add { old as f64 + sum } else { sum };
                         assert!(
                             (got as f64 - exact).abs() < 2e-5,
-                            "{isa:?} {layout:?} {rows}×{vectors} {got} {exact}"
+                            "{isa:?} {layout:?} {rows}×{columns} {got} {exact}"
                         );
                     }
                 }
