@@ -79,20 +79,24 @@ impl Weight {
 
 /// `[cols, channels, taps]` to `[cols / 32, taps, channels, 32]`; `[cols, depth, taps]` are the sizes given.
 fn panels<T: Copy + Default + Send + Sync>(rows: &[T], [cols, depth, taps]: [usize; 3]) -> Vec<T> {
-    /// Channels a block: what its 32 columns read and write stays in the first-level cache.
-    const BLOCK: usize = 8;
-    let channels = depth / taps;
-    let size = depth * COLS;
+    /// Values of a row that are turned at a time: some lines, as each row's first one is waited for.
+    const BLOCK: usize = 64;
+    let (size, channels) = (depth * COLS, depth / taps);
     fill([cols.div_ceil(COLS), size], size, |i, _, panel| {
         let rows = &rows[i * size..((i + 1) * COLS).min(cols) * depth];
-        for first in (0..channels).step_by(BLOCK) {
-            let block = first * taps..(first + BLOCK).min(channels) * taps;
+        let mut turned = [[T::default(); COLS]; BLOCK];
+        for first in (0..depth).step_by(BLOCK) {
             for (col, row) in rows.chunks_exact(depth).enumerate() {
-                for (channel, values) in (first..).zip(row[block.clone()].chunks_exact(taps)) {
-                    for (tap, &value) in values.iter().enumerate() {
-                        panel[(tap * channels + channel) * COLS + col] = value;
-                    }
+                if let Some(next) = row.get(first + BLOCK..) {
+                    prefetch(&next[..next.len().min(BLOCK)]);
                 }
+                for (turned, &value) in turned.iter_mut().zip(&row[first..]) {
+                    turned[col] = value;
+                }
+            }
+            for (k, turned) in (first..depth).zip(&turned) {
+                let (channel, tap) = (k / taps, k % taps);
+                panel[(tap * channels + channel) * COLS..][..COLS].copy_from_slice(turned);
             }
         }
     })

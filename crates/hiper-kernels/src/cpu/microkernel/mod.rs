@@ -104,9 +104,9 @@ pub(crate) unsafe fn tile_at(isa: Isa, t: Tile<'_>, c: *mut f32, c_stride: usize
 
 /// Asks for values that will be read soon, where they lie in memory as the processor would not expect.
 #[inline]
-pub(crate) fn prefetch(values: &[f32]) {
+pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(16) {
+    for line in values.chunks(64 / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch of any address does nothing that a program could notice.
         #[allow(unsafe_code)]
