@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Context, Transformer, TransformerAttention, TransformerBlock};
 use crate::gpu::host::on_host;
@@ -174,31 +174,49 @@ fn the_gradient_to_the_context_does_not_need_one_to_the_input() {
     }
 }
 
+/// A frozen head before the tails of a batch.
+struct Head {
+    sizes: Sizes,
+    values: Vec<f32>,
+    batch: usize,
+    tokens: usize,
+}
+
+impl Head {
+    fn new(sizes: Sizes, batch: usize, tokens: usize) -> Self {
+        let values = rounded(sizes.dtype, &normals(batch * tokens * sizes.context, 9));
+        Self { sizes, values, batch, tokens }
+    }
+
+    fn before(&self, tail: &Tensor) -> Result<Context> {
+        let shape = (self.batch, self.tokens, self.sizes.context);
+        let head = Tensor::from_slice(&self.values, shape, &Device::Cpu)?;
+        Context::of_head_and_tail(&head.to_dtype(tail.dtype())?, tail)
+    }
+
+    /// Of two pixels.
+    fn definition(&self, x: &[f64], tails: &[f64]) -> Vec<f64> {
+        let width = self.sizes.context;
+        let tail_len = tails.len() / self.batch;
+        let of_each = self.values.chunks(self.tokens * width).zip(tails.chunks(tail_len));
+        let context: Vec<f64> = of_each
+            .flat_map(|(head, tail)| head.iter().map(|&v| f64::from(v)).chain(tail.iter().copied()))
+            .collect();
+        self.sizes.definition(x, &context, [self.batch, 2, self.tokens + tail_len / width])
+    }
+}
+
 #[test]
 fn a_tails_gradient_is_its_part_of_the_contexts() {
-    // More keys than a block has, on the CPU; the tail is less than a panel, and more.
-    for (blocks, [batch, keys, tail]) in [(1, [1, 300, 5]), (2, [2, 77, 20])] {
+    // More tokens than a block of keys has; a tail of less than a panel, and of more.
+    for (blocks, [batch, tokens, tail]) in [(1, [1, 295, 5]), (2, [2, 57, 20])] {
         let sizes = Sizes { blocks, ..SMALL };
-        let (transformer, width) = (sizes.transformer(), sizes.context);
-        let head = normals(batch * (keys - tail) * width, 9);
-        let head_tensor = Tensor::from_slice(&head, (batch, keys - tail, width), &Device::Cpu).unwrap();
-        let exact = |x: &[Vec<f64>]| {
-            let (mut heads, mut tails) = (head.chunks((keys - tail) * width), x[1].chunks(tail * width));
-            let mut context = Vec::new();
-            for _ in 0..batch {
-                context.extend(heads.next().unwrap().iter().map(|&v| f64::from(v)));
-                context.extend(tails.next().unwrap());
-            }
-            sizes.definition(&x[0], &context, [batch, 2, keys])
-        };
+        let (transformer, head) = (sizes.transformer(), Head::new(sizes, batch, tokens));
         for memory in [Memory::Fast, Memory::Lean] {
             check(
-                &[&[batch, 1, 2, sizes.channels], &[batch, tail, width]],
-                |x| {
-                    let context = Context::of_head_and_tail(&head_tensor, &x[1])?;
-                    transformer.forward(&x[0], &context, memory)
-                },
-                exact,
+                &[&[batch, 1, 2, sizes.channels], &[batch, tail, sizes.context]],
+                |x| transformer.forward(&x[0], &head.before(&x[1])?, memory),
+                |x| head.definition(&x[0], &x[1]),
             );
         }
     }
@@ -206,30 +224,16 @@ fn a_tails_gradient_is_its_part_of_the_contexts() {
 
 #[test]
 fn a_tails_gradient_is_its_part_of_the_contexts_on_a_card() {
-    for (channels, dtype, [batch, keys, tail]) in
-        [(64, DType::F16, [2, 20, 5]), (64, DType::F32, [2, 9, 3]), (48, DType::BF16, [1, 19, 17])]
+    for (channels, dtype, [batch, tokens, tail]) in
+        [(64, DType::F16, [2, 15, 5]), (64, DType::F32, [2, 6, 3]), (48, DType::BF16, [1, 2, 17])]
     {
         let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks: 2, dtype };
-        let (transformer, width) = (on_host(|| sizes.transformer()), sizes.context);
-        let head = rounded(dtype, &normals(batch * (keys - tail) * width, 9));
-        let head_tensor = Tensor::from_slice(&head, (batch, keys - tail, width), &Device::Cpu).unwrap();
-        let head_tensor = head_tensor.to_dtype(dtype).unwrap();
+        let (transformer, head) = (on_host(|| sizes.transformer()), Head::new(sizes, batch, tokens));
         check_on_card(
             dtype,
-            &[&[batch, 1, 2, channels], &[batch, tail, width]],
-            |x| {
-                let context = Context::of_head_and_tail(&head_tensor, &x[1])?;
-                transformer.forward(&x[0], &context, Memory::Fast)
-            },
-            |x| {
-                let (mut heads, mut tails) = (head.chunks((keys - tail) * width), x[1].chunks(tail * width));
-                let mut context = Vec::new();
-                for _ in 0..batch {
-                    context.extend(heads.next().unwrap().iter().map(|&v| f64::from(v)));
-                    context.extend(tails.next().unwrap());
-                }
-                sizes.definition(&x[0], &context, [batch, 2, keys])
-            },
+            &[&[batch, 1, 2, channels], &[batch, tail, sizes.context]],
+            |x| transformer.forward(&x[0], &head.before(&x[1])?, Memory::Fast),
+            |x| head.definition(&x[0], &x[1]),
         );
     }
 }
