@@ -27,7 +27,7 @@ from scenes import SIZE, Scenes
 # What a device is given unless told otherwise: minutes on a card, hours on two cores.
 SIZES = {
     "cuda": {"scenes": 120_000, "vae_samples": 200_000, "text_samples": 50_000, "unet_samples": 1_000_000, "vae_batch": 128, "batch": 256, "lr": 2e-3},
-    "cpu": {"scenes": 30_000, "vae_samples": 16_000, "text_samples": 30_000, "unet_samples": 96_000, "vae_batch": 16, "batch": 64, "lr": 2e-3},
+    "cpu": {"scenes": 30_000, "vae_samples": 16_000, "text_samples": 30_000, "unet_samples": 176_000, "vae_batch": 16, "batch": 64, "lr": 2e-3},
 }
 
 
