@@ -98,8 +98,8 @@ pub trait NoisePredictor {
     /// of that to its own tail: neither depends on who else is in the batch. The subjects' shapes agree.
     ///
     /// The default differentiates [`predict_noise_with_tail`](Self::predict_noise_with_tail) with candle; implement it where there
-    /// is a faster way. candle drops gradients silently at operations without a backward pass, and the default notices only when nothing
-    /// arrives: see [`check_gradient`](crate::check_gradient).
+    /// is a faster way. candle drops gradients silently at operations without a backward pass, and the default notices only when
+    /// nothing arrives: see [`check_gradient`](crate::check_gradient).
     ///
     /// # Errors
     /// [`Error::NoGradient`] when the network's graph does not lead back to the tail.

@@ -129,6 +129,21 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// When a shape disagrees with the configuration.
+    ///
+    /// ```no_run
+    /// # use candle_core::{DType, Device, Tensor, Var};
+    /// # fn main() -> sd_models::Result<()> {
+    /// # let files = sd_models::ModelFiles::from_dir("model")?;
+    /// # let unet = sd_models::UNet2DConditionModel::load(&files, &Device::Cpu)?;
+    /// # let latents = Tensor::zeros((1, 4, 64, 64), DType::F32, &Device::Cpu)?;
+    /// let head = Tensor::zeros((1, 72, unet.cross_attention_dim()), DType::F32, &Device::Cpu)?;
+    /// let tail = Var::zeros((1, 5, unet.cross_attention_dim()), DType::F32, &Device::Cpu)?;
+    /// let noise_pred = unet.forward_with_tail(&latents, &[500.0], &head, &tail)?;
+    /// let gradients = noise_pred.sqr()?.sum_all()?.backward()?;
+    /// assert!(gradients.get(&tail).is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn forward_with_tail(
         &self,
         latents: &Tensor,
