@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use sd_models::{AutoencoderKl, ClipTextModel, Error, ModelFiles, Result, UNet2DConditionModel};
 
@@ -63,4 +63,21 @@ fn sd1_structure_needs_every_tensor() {
 #[test]
 fn sd2_structure_needs_every_tensor() {
     check_all("sd2");
+}
+
+#[test]
+fn weights_that_nobody_read_yet_are_checked_when_they_are() {
+    let dir = copy("sd1");
+    let path = dir.path().join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let rest = tensors.iter().filter(|(tensor, _)| *tensor != "conv_out.bias");
+    std::fs::write(&path, safetensors::serialize(rest, None).unwrap()).unwrap();
+    let files = ModelFiles::from_dir(dir.path()).unwrap();
+    let unet = UNet2DConditionModel::open(&files, &Device::Cpu).unwrap();
+    let missing = |result: Result<()>| matches!(result, Err(Error::MissingTensor { field, .. }) if field == "conv_out.bias");
+    assert!(missing(unet.read_weights()));
+    let latents = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    let text = Tensor::zeros((1, 77, unet.cross_attention_dim()), DType::F32, &Device::Cpu).unwrap();
+    assert!(missing(unet.forward(&latents, &[1.0], &text).map(drop)));
 }

@@ -1,7 +1,7 @@
 //! Which checkpoint a command works with.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use sd_models::{ModelFiles, StableDiffusion};
@@ -10,7 +10,7 @@ use crate::compute::Compute;
 use crate::console::{Console, Event};
 use crate::{Error, Result, demo_model, interrupt};
 
-/// A loaded checkpoint.
+/// An opened checkpoint; what its UNet weighs is read by [`Model::read_unet`].
 pub struct Model {
     /// Its networks.
     pub sd: StableDiffusion,
@@ -20,25 +20,38 @@ pub struct Model {
     pub hash: String,
     /// Where it computes.
     pub device: Device,
+    /// How long opening took.
+    opening: Duration,
 }
 
 impl Model {
-    /// Loads what `--model` names.
+    /// Opens what `--model` names.
     ///
     /// # Errors
     /// When it is not a checkpoint in the diffusers layout, or is damaged.
-    pub fn open(path: Option<&Path>, compute: &Compute, console: &Console) -> Result<Self> {
+    pub fn open(path: Option<&Path>, compute: &Compute) -> Result<Self> {
         let started = Instant::now();
         let files = files(path)?;
         let (name, hash) = (files.name().to_owned(), files.hash()?);
         let device = &compute.device;
         let memory = compute.memory_for(&files)?;
         let files = files.with_memory(memory).with_dtype(compute.dtype);
-        let sd = StableDiffusion::load(&files, device)?;
+        let sd = StableDiffusion::open(&files, device)?;
         interrupt::check()?;
-        let seconds = started.elapsed().as_secs_f64();
-        console.event(&Event::ModelLoaded { model: &name, model_hash: &hash, seconds });
-        Ok(Self { sd, name, hash, device: device.clone() })
+        Ok(Self { sd, name, hash, device: device.clone(), opening: started.elapsed() })
+    }
+
+    /// Reads the UNet's weights. They take the memory that encoding a photo leaves, so photos come first.
+    ///
+    /// # Errors
+    /// When they are damaged.
+    pub fn read_unet(&self, console: &Console) -> Result<()> {
+        let started = Instant::now();
+        self.sd.unet.read_weights()?;
+        interrupt::check()?;
+        let seconds = (self.opening + started.elapsed()).as_secs_f64();
+        console.event(&Event::ModelLoaded { model: &self.name, model_hash: &self.hash, seconds });
+        Ok(())
     }
 }
 

@@ -123,7 +123,7 @@ fn a_json_log_tells_every_step() {
     let events: Vec<serde_json::Value> =
         run.stderr.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let kinds: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["model_loaded", "photo", "step", "step", "step", "wrote", "done"]);
+    assert_eq!(kinds, ["photo", "model_loaded", "step", "step", "step", "wrote", "done"]);
     let logged = log(&folder.path().join("out"));
     assert!(logged[2].contains(&format!(
         "\"step\":3,\"timestep\":{},\"loss\":{}",

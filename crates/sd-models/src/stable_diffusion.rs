@@ -38,11 +38,22 @@ impl StableDiffusion {
     /// # Errors
     /// When a file is missing or malformed, or parts do not fit each other.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let model = Self::open(files, device)?;
+        model.unet.read_weights()?;
+        Ok(model)
+    }
+
+    /// As [`StableDiffusion::load`], but leaves the UNet's weights until they are needed: see [`UNet2DConditionModel::open`].
+    ///
+    /// # Errors
+    /// When a file is missing or malformed, or parts do not fit each other; of the UNet's weights, only what their header
+    /// tells.
+    pub fn open(files: &ModelFiles, device: &Device) -> Result<Self> {
         let located = |error: Error| error.in_checkpoint(files);
         let model = Self {
             tokenizer: ClipTokenizer::load(files)?,
             text_encoder: ClipTextModel::load(files, device)?,
-            unet: UNet2DConditionModel::load(files, device).map_err(located)?,
+            unet: UNet2DConditionModel::open(files, device).map_err(located)?,
             vae: AutoencoderKl::load(files, device).map_err(located)?,
             scheduler_config: SchedulerConfig::load(files)?,
         };

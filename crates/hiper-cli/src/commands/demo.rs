@@ -18,7 +18,7 @@ pub fn run(args: &Demo, compute: &Compute, console: &Console) -> Result<()> {
     let output = Output::create(&args.out, console)?;
     let photo = output.write("photo.png", demo_model::photo()?)?;
     output.wrote(&photo, "photo");
-    let model = Model::open(None, compute, console)?;
+    let model = Model::open(None, compute)?;
     let subject = Subject {
         name: None,
         image: photo,

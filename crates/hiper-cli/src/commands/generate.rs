@@ -16,7 +16,7 @@ pub fn edit(args: &Edit, compute: &Compute, console: &Console) -> Result<()> {
     let file = HiperFile::load(&args.embedding)?;
     let name = args.embedding.display().to_string();
     let tail = Tail { embedding: &file.tail, scale: args.tail_scale, file: &name };
-    let model = Model::open(args.sampling.model.path.as_deref(), compute, console)?;
+    let model = Model::open(args.sampling.model.path.as_deref(), compute)?;
     check_fits(&tail, &model)?;
     if let Some(hash) = file.metadata.base_model_hash.filter(|hash| *hash != model.hash) {
         let base = file.metadata.base_model.unwrap_or_default();
@@ -33,7 +33,7 @@ pub fn edit(args: &Edit, compute: &Compute, console: &Console) -> Result<()> {
 
 /// `hiper generate`.
 pub fn generate(args: &Generate, compute: &Compute, console: &Console) -> Result<()> {
-    let model = Model::open(args.sampling.model.path.as_deref(), compute, console)?;
+    let model = Model::open(args.sampling.model.path.as_deref(), compute)?;
     draw(&args.sampling, None, &model, console)
 }
 
@@ -65,6 +65,7 @@ fn draw(args: &Sampling, tail: Option<Tail<'_>>, model: &Model, console: &Consol
     }
     warn_if_long(model, &args.negative_prompt, 0, console)?;
     let output = Output::create(&args.output_dir, console)?;
+    model.read_unet(console)?;
     let scale = tail.map_or(1.0, |tail| tail.scale);
     let painter = Painter::new(model, look(args, scale), size, args.prompt.len() * args.images, console)?;
     for (i, prompt) in args.prompt.iter().enumerate() {

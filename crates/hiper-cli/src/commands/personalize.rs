@@ -32,7 +32,7 @@ pub fn run(args: &Personalize, compute: &Compute, console: &Console) -> Result<(
         read_photo(&subject.image).map_err(|error| error.of(subject.name.as_deref()))?;
     }
     let outputs = outputs(&subjects, &args.output_dir, console)?;
-    let model = Model::open(args.model.path.as_deref(), compute, console)?;
+    let model = Model::open(args.model.path.as_deref(), compute)?;
     let look = Look::default();
     let job = Job { learning: &args.learning, batch_size: args.batch_size, model: &model, look, console };
     job.personalize(&subjects, &outputs)
@@ -96,13 +96,17 @@ impl Job<'_> {
         }
         // Pictures of one size fit into one batch; otherwise the manifest's order stays.
         prepared.sort_by_key(|prepared| prepared.picture.dimensions());
+        let begin =
+            |prepared| self.begin(prepared).map_err(|error| error.of(prepared.subject.name.as_deref()));
+        let mut runs = prepared.iter().map(begin).collect::<Result<Vec<_>>>()?.into_iter();
+        self.model.read_unet(self.console)?;
         let mut failed = Vec::new();
         for same_size in prepared.chunk_by(|a, b| a.picture.dimensions() == b.picture.dimensions()) {
             let size = same_size[0].picture.dimensions();
             let batch_size =
                 self.batch_size.unwrap_or_else(|| subjects_at_once(&self.model.sd, &self.model.device, size));
             for batch in same_size.chunks(batch_size) {
-                failed.extend(self.learn(batch)?);
+                failed.extend(self.learn(batch, runs.by_ref().take(batch.len()).collect())?);
             }
         }
         match (failed.pop(), subjects) {
@@ -137,11 +141,7 @@ impl Job<'_> {
     }
 
     /// Learns the tails of one batch and draws their pictures; what was wrong with those that could not be learned.
-    fn learn(&self, batch: &[Prepared<'_>]) -> Result<Vec<Error>> {
-        let runs = batch
-            .iter()
-            .map(|prepared| self.begin(prepared).map_err(|error| error.of(prepared.subject.name.as_deref())));
-        let mut runs = runs.collect::<Result<Vec<_>>>()?;
+    fn learn(&self, batch: &[Prepared<'_>], mut runs: Vec<Run<'_>>) -> Result<Vec<Error>> {
         let tails = batch.iter().map(|prepared| prepared.output.path(TAIL)).collect::<Vec<_>>();
         let files = tails.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         let album = |i: usize| {

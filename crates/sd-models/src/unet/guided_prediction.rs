@@ -60,7 +60,7 @@ impl<'a> GuidedPrediction<'a> {
     /// # Errors
     /// What the device says.
     pub(crate) fn at(&self, latents: &Tensor, timestep: f64) -> Result<Tensor> {
-        let sinusoids = self.guided.unet.time_embedding.rows(&[timestep])?;
+        let sinusoids = self.guided.unet.sinusoids(&[timestep])?;
         let Some(recorded) = &self.recorded else { return self.guided.predict(latents, &sinusoids) };
         recorded.latents.slice_set(&latents.contiguous()?, 0, 0)?;
         recorded.sinusoids.slice_set(&sinusoids, 0, 0)?;
@@ -89,7 +89,7 @@ impl<'a> Guided<'a> {
     fn record(&self, latents: &Tensor) -> Result<Recorded<'a>> {
         let zeros = || Tensor::zeros(latents.shape(), DType::F32, latents.device());
         let (latents, prediction) = (zeros()?, zeros()?);
-        let sinusoids = self.unet.time_embedding.rows(&[0.0])?;
+        let sinusoids = self.unet.sinusoids(&[0.0])?;
         let (guided, [x, t, y]) = (self.clone(), [&latents, &sinusoids, &prediction].map(Tensor::clone));
         let replay =
             Replay::new(latents.device(), move || y.slice_set(&guided.predict(&x, &t)?.contiguous()?, 0, 0))?;

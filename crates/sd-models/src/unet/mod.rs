@@ -2,18 +2,21 @@
 
 mod config;
 mod guided_prediction;
+mod layers;
 mod recorded_optimisation;
 mod unet_2d_blocks;
 
+use std::sync::OnceLock;
+
 use candle_core::{Device, Tensor};
-use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding};
+use hiper_kernels::Context;
 
 pub use config::{OneOrMany, UNet2DConditionConfig};
 pub(crate) use guided_prediction::GuidedPrediction;
+use layers::Layers;
 pub use recorded_optimisation::{OptimisationConfig, RecordedOptimisation, Target};
-use unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 
-use crate::blocks::{Precision, TimestepEmbedding, conv2d, group_norm};
+use crate::blocks::Precision;
 use crate::{Error, ModelFiles, Result, Weights};
 
 /// The network that predicts the noise in latents, given a timestep and a text embedding.
@@ -21,14 +24,9 @@ use crate::{Error, ModelFiles, Result, Weights};
 /// Frozen: gradients reach `latents` and `encoder_hidden_states`, never a weight.
 pub struct UNet2DConditionModel {
     config: UNet2DConditionConfig,
-    conv_in: Conv2d,
-    time_embedding: TimestepEmbedding,
-    down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
-    up_blocks: Vec<UpBlock>,
-    conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
     precision: Precision,
+    weights: Weights,
+    layers: OnceLock<Layers>,
 }
 
 impl UNet2DConditionModel {
@@ -37,45 +35,48 @@ impl UNet2DConditionModel {
     /// # Errors
     /// When the configuration asks for what is not built here, or the weights do not fit it.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let unet = Self::open(files, device)?;
+        unet.read_weights()?;
+        Ok(unet)
+    }
+
+    /// As [`UNet2DConditionModel::load`], but leaves the weights, most of a checkpoint, until they are needed: what comes
+    /// before, such as encoding a picture, has their memory until then.
+    ///
+    /// # Errors
+    /// When the configuration asks for what is not built here, or a file is missing or truncated.
+    ///
+    /// ```no_run
+    /// # use candle_core::Device;
+    /// # fn main() -> sd_models::Result<()> {
+    /// # let files = sd_models::ModelFiles::from_dir("model")?;
+    /// let unet = sd_models::UNet2DConditionModel::open(&files, &Device::Cpu)?;
+    /// println!("draws {} latents a side", unet.config().sample_size);
+    /// unet.read_weights()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(files: &ModelFiles, device: &Device) -> Result<Self> {
         let config: UNet2DConditionConfig = files.read_config("unet/config.json")?;
         config.validate()?;
         let weights = Weights::load(files, "unet", device)?;
-        let channels = &config.block_out_channels;
-        let (first, last) = (channels[0], config.num_levels() - 1);
-        let level = |level: usize| BlockConfig::new(&config, level);
-        let down_blocks = (0..=last).map(|i| {
-            let input = if i == 0 { first } else { channels[i - 1] };
-            DownBlock::load(&weights.pp(format!("down_blocks.{i}")), level(i), input, i < last)
-        });
-        let up_blocks = (0..=last).map(|i| {
-            let at = last - i;
-            let previous = channels[(at + 1).min(last)];
-            let skip = channels[at.saturating_sub(1)];
-            UpBlock::load(&weights.pp(format!("up_blocks.{i}")), level(at), [previous, skip], at > 0)
-        });
-        let act = Some(Activation::Silu);
-        Ok(Self {
-            conv_in: conv2d(&weights.pp("conv_in"), config.in_channels, first, 1, Padding::same(1))?,
-            time_embedding: TimestepEmbedding::load(
-                &weights.pp("time_embedding"),
-                first,
-                config.flip_sin_to_cos,
-                config.freq_shift,
-            )?,
-            down_blocks: down_blocks.collect::<Result<_>>()?,
-            mid_block: MidBlock::load(&weights.pp("mid_block"), level(last), config.mid_block_scale_factor)?,
-            up_blocks: up_blocks.collect::<Result<_>>()?,
-            conv_norm_out: group_norm(
-                &weights.pp("conv_norm_out"),
-                first,
-                config.norm_num_groups,
-                config.norm_eps,
-                act,
-            )?,
-            conv_out: conv2d(&weights.pp("conv_out"), first, config.out_channels, 1, Padding::same(1))?,
-            precision: Precision(weights.dtype()),
-            config,
-        })
+        Ok(Self { config, precision: Precision(weights.dtype()), weights, layers: OnceLock::new() })
+    }
+
+    /// Reads the weights, unless they have been: otherwise the first prediction does.
+    ///
+    /// # Errors
+    /// When they do not fit the configuration, or one is NaN or infinite.
+    pub fn read_weights(&self) -> Result<()> {
+        self.layers().map(|_| ())
+    }
+
+    fn layers(&self) -> Result<&Layers> {
+        if let Some(layers) = self.layers.get() {
+            return Ok(layers);
+        }
+        let layers = Layers::load(&self.weights, &self.config)?;
+        Ok(self.layers.get_or_init(|| layers))
     }
 
     /// What `unet/config.json` says.
@@ -119,7 +120,7 @@ impl UNet2DConditionModel {
     ) -> Result<Tensor> {
         self.check(latents, timesteps, encoder_hidden_states)?;
         let context = Context::whole(&self.precision.enter(encoder_hidden_states)?);
-        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, &context)
+        self.forward_at(latents, &self.sinusoids(timesteps)?, &context)
     }
 
     /// The same of a text in two parts, `head [B, T − N, D]` and `tail [B, N, D]`.
@@ -153,7 +154,7 @@ impl UNet2DConditionModel {
     ) -> Result<Tensor> {
         let context = self.context(head, tail)?;
         self.check_shapes(latents, timesteps, context.dims())?;
-        self.forward_at(latents, &self.time_embedding.rows(timesteps)?, &context)
+        self.forward_at(latents, &self.sinusoids(timesteps)?, &context)
     }
 
     fn context(&self, head: &Tensor, tail: &Tensor) -> Result<Context> {
@@ -161,24 +162,18 @@ impl UNet2DConditionModel {
         Ok(Context::of_head_and_tail(&head?, &tail?)?)
     }
 
-    /// The same, of checked arguments; a row of sinusoids for each timestep.
+    /// A row for each timestep.
+    fn sinusoids(&self, timesteps: &[f64]) -> Result<Tensor> {
+        self.layers()?.time_embedding.rows(timesteps)
+    }
+
+    /// The same, of checked arguments.
     fn forward_at(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
-        let temb = self.time_embedding.forward_activated(sinusoids)?;
-        let latents = self.precision.enter(&latents)?;
-        let mut h = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?)?;
-        let mut skips = vec![h.clone()];
-        for block in &self.down_blocks {
-            h = block.forward(&h, &temb, context, &mut skips)?;
-        }
-        h = self.mid_block.forward(&h, &temb, context)?;
-        for block in &self.up_blocks {
-            h = block.forward(&h, &temb, context, &mut skips)?;
-        }
-        let h = self.conv_out.forward(&self.conv_norm_out.forward(&h)?)?;
-        let h = self.precision.leave(&h)?;
-        Ok(h.permute((0, 3, 1, 2))?.contiguous()?)
+        let latents = self.precision.enter(&latents)?.permute((0, 2, 3, 1))?;
+        let noise_pred = self.precision.leave(&self.layers()?.forward(&latents, sinusoids, context)?)?;
+        Ok(noise_pred.permute((0, 3, 1, 2))?.contiguous()?)
     }
 
     fn check(&self, latents: &Tensor, timesteps: &[f64], encoder_hidden_states: &Tensor) -> Result<()> {

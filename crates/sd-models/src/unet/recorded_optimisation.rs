@@ -184,7 +184,7 @@ impl Tensors {
             Target::Velocity => velocity(latents, &noise, timesteps, alphas_cumprod)?,
         };
         let context = unet.context(&self.head, self.tail.as_tensor())?;
-        let sinusoids = unet.time_embedding.rows_on_card(timesteps)?;
+        let sinusoids = unet.layers()?.time_embedding.rows_on_card(timesteps)?;
         let prediction = unet.forward_at(&noisy_latents, &sinusoids, &context)?;
         let losses = (target - prediction)?.sqr()?.flatten_from(1)?.mean(1)?;
         let gradients = losses.sum_all()?.backward()?;
