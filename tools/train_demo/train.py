@@ -3,13 +3,14 @@
     pip install -r tools/train_demo/requirements.txt
     python tools/train_demo/train.py --out DIR
 
-DIR/model is the finished folder, DIR/log.jsonl the losses, DIR/sheet_*.png what the model drew on the way. Every schedule
-counts samples, never time. Run again with the same DIR to go on where it stopped; with more --unet-samples, to go on beyond:
-the learning rate is constant up to the last 30 %. The scenes come from `cargo xtask scenes`.
+DIR/model is the finished folder, DIR/log.jsonl the losses (and the minutes since the command began), DIR/sheet_*.png what the model
+drew on the way. Every schedule counts samples, never time. Run again with the same DIR to go on where it stopped; with more
+--unet-samples, to go on beyond: the learning rate is constant up to the last 30 %. The scenes come from `cargo xtask scenes`.
 """
 import argparse
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,10 @@ def main():
     torch.manual_seed(0); np.random.seed(0); random.seed(0)
     log_file = open(a.out / "log.jsonl", "a", buffering=1)
 
+    started = time.monotonic()
+
     def log(**fields):
-        line = json.dumps(fields)
+        line = json.dumps({**fields, "minutes": round((time.monotonic() - started) / 60, 2)})
         print(line, file=log_file)
         print(line, flush=True)
 
@@ -73,6 +76,7 @@ def main():
     unet, text = denoiser.train(a, vae, tokenizer, data, log)
     export(a.out / "model", vae, unet, text)
     save_sheet(a.out / "sheet_final.png", a.out / "model", [captions.full(s) for s in data.scenes[:18]], device=a.device)
+    log(stage="done")
 
 
 if __name__ == "__main__":
