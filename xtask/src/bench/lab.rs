@@ -73,6 +73,7 @@ impl<'a> Lab<'a> {
                 (Some(lean), "lean") => lean.as_path(),
                 _ => self.model,
             };
+            read_once(model);
             let mut command = self.hiper(run.threads, run.on_card);
             command.arg("personalize").arg("--model").arg(model).args([
                 "--memory",
@@ -235,4 +236,13 @@ pub struct Personalize {
     pub threads: usize,
     /// On a card, in `f16`; else on the CPU.
     pub on_card: bool,
+}
+
+/// Reads a checkpoint's files, so that start-up is the program's and not the disk's. A file that cannot be read is the program's to
+/// complain about.
+fn read_once(model: &Path) {
+    let entries = |folder: &Path| folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    for file in entries(model).flat_map(|folder| entries(&folder).collect::<Vec<_>>()) {
+        let _ = std::fs::File::open(file).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
+    }
 }

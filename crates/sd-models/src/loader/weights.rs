@@ -174,6 +174,11 @@ impl Weights {
         Ok(self.read(name, shape, Memory::Lean)?.to_dtype(self.dtype)?)
     }
 
+    /// Says that all has been read. What was around a tensor's pages may have come into this process's memory with them.
+    pub(crate) fn release(&self) {
+        self.files.iter().for_each(|file| file.bytes.release(0..file.bytes.len()));
+    }
+
     fn read(&self, name: &str, shape: &[usize], memory: Memory) -> Result<Tensor> {
         let field = format!("{}{name}", self.prefix);
         let Some((file, info)) = self.find(&field) else {
