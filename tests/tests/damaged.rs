@@ -22,6 +22,14 @@ fn copy(name: &str) -> tempfile::TempDir {
     to
 }
 
+/// Writes all tensors but one.
+fn write_without(missing: &str, tensors: &SafeTensors<'_>, path: &Path) {
+    let rest = tensors.iter().filter(|(tensor, _)| *tensor != missing);
+    // Another file under the same name: the old one may still be mapped.
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, safetensors::serialize(rest, None).unwrap()).unwrap();
+}
+
 /// Takes every tensor of `file` away, one at a time: no layer may do without it.
 fn check(name: &str, file: &str, load: impl Fn(&ModelFiles) -> Result<()>) {
     let dir = copy(name);
@@ -32,10 +40,7 @@ fn check(name: &str, file: &str, load: impl Fn(&ModelFiles) -> Result<()>) {
     load(&files).unwrap();
     assert!(tensors.len() > 30, "{} tensors", tensors.len());
     for missing in tensors.names() {
-        let rest = tensors.iter().filter(|(tensor, _)| *tensor != missing);
-        // Another file under the same name: the old one may still be mapped.
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, safetensors::serialize(rest, None).unwrap()).unwrap();
+        write_without(missing, &tensors, &path);
         match load(&files) {
             Err(Error::MissingTensor { file: named, .. }) => {
                 assert!(named.ends_with(file), "{missing}: {named}")
@@ -70,9 +75,7 @@ fn weights_that_nobody_read_yet_are_checked_when_they_are() {
     let dir = copy("sd1");
     let path = dir.path().join("unet/diffusion_pytorch_model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let rest = tensors.iter().filter(|(tensor, _)| *tensor != "conv_out.bias");
-    std::fs::write(&path, safetensors::serialize(rest, None).unwrap()).unwrap();
+    write_without("conv_out.bias", &SafeTensors::deserialize(&bytes).unwrap(), &path);
     let files = ModelFiles::from_dir(dir.path()).unwrap();
     let unet = UNet2DConditionModel::open(&files, &Device::Cpu).unwrap();
     let missing = |result: Result<()>| matches!(result, Err(Error::MissingTensor { field, .. }) if field == "conv_out.bias");

@@ -10,7 +10,7 @@ use crate::compute::Compute;
 use crate::console::{Console, Event};
 use crate::{Error, Result, demo_model, interrupt};
 
-/// An opened checkpoint; what its UNet weighs is read by [`Model::read_unet`].
+/// An opened checkpoint; [`Model::read_unet`] reads the UNet's weights.
 pub struct Model {
     /// Its networks.
     pub sd: StableDiffusion,

@@ -163,12 +163,12 @@ impl UNet2DConditionModel {
         Ok(Context::of_head_and_tail(&head?, &tail?)?)
     }
 
-    /// A row for each timestep.
+    /// What the time embedding takes: a row for each timestep.
     fn sinusoids(&self, timesteps: &[f64]) -> Result<Tensor> {
         self.layers()?.time_embedding.rows(timesteps)
     }
 
-    /// The same, of checked arguments.
+    /// The prediction, of checked arguments.
     fn forward_at(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
         let latents =
             if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
