@@ -40,7 +40,9 @@ def mixed(text, ids, most_ids, few_ids):
     """The embeddings [n, 77, D] of captions, but for the positions after the end: a random share of these, usually small, is taken
     from the last captions, and the rest from the ones before. So a few tokens can say what all others leave out."""
     rows, length, device = len(ids), ids.shape[1], ids.device
-    own, most, few = text(torch.cat([ids, most_ids, few_ids]))[0].chunk(3)
+    # Many say the same: each is read once.
+    once, which = torch.cat([ids, most_ids, few_ids]).unique(dim=0, return_inverse=True)
+    own, most, few = text(once)[0][which].chunk(3)
     last_end = torch.stack([ends(text, i) for i in (ids, most_ids, few_ids)]).amax(0)
     after = torch.arange(length, device=device) >= last_end[:, None]
     share = torch.rand(rows, 1, device=device) ** 3
