@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::AttentionShape;
@@ -15,7 +16,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
-use crate::cpu::simd::{sum, vectorise};
+use crate::cpu::simd::sum;
 
 /// Queries of a head that one task takes, a multiple of a group: a thread that was held up is helped out. (A constant, as the
 /// order of the sums depends on it. Tests have few queries.)
@@ -148,10 +149,7 @@ impl HeadGradients<'_> {
             self.head.scores(keys, q_lanes, &block, p);
             self.head.mask(first, &block, p);
             self.head.scores(values, dy_lanes, &block, ds);
-            vectorise(
-                #[inline(always)]
-                || score_gradients(p, ds, &lse, &delta),
-            );
+            pulp::Arch::new().dispatch(ScoreGradients { p, ds, lse: &lse, delta: &delta });
             self.head.weighted_sums(key_columns, ds, &block, dq_lanes);
             let keys = self.wanted.start.max(block.start)..self.wanted.end.min(block.end);
             if !keys.is_empty() {
@@ -171,12 +169,44 @@ impl HeadGradients<'_> {
 }
 
 /// `p ← exp(p − lse)`, `ds ← p (ds − δ)`.
-#[inline(always)]
-fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &[f32; QUERIES]) {
-    for (p, ds) in p.as_chunks_mut::<QUERIES>().0.iter_mut().zip(ds.as_chunks_mut::<QUERIES>().0) {
-        for lane in 0..QUERIES {
-            p[lane] = exp_of_negative(p[lane] - lse[lane]);
-            ds[lane] = p[lane] * (ds[lane] - delta[lane]);
+struct ScoreGradients<'a> {
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    lse: &'a [f32; QUERIES],
+    delta: &'a [f32; QUERIES],
+}
+
+impl WithSimd for ScoreGradients<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 2>(simd),
+            _ => self.run::<S, 4>(simd),
+        }
+    }
+}
+
+impl ScoreGradients<'_> {
+    /// `N` vectors of a row at a time.
+    #[inline(always)]
+    fn run<S: Simd, const N: usize>(self, simd: S) {
+        let (p, ds) = (S::as_mut_simd_f32s(self.p).0, S::as_mut_simd_f32s(self.ds).0);
+        let (lse, delta) = (S::as_simd_f32s(self.lse).0, S::as_simd_f32s(self.delta).0);
+        let row = lse.len();
+        for (part, (lse, delta)) in lse.as_chunks::<N>().0.iter().zip(delta.as_chunks::<N>().0).enumerate() {
+            for (p, ds) in p.chunks_exact_mut(row).zip(ds.chunks_exact_mut(row)) {
+                let (p, ds) = (&mut p.as_chunks_mut::<N>().0[part], &mut ds.as_chunks_mut::<N>().0[part]);
+                let mut weights = *p;
+                for (weight, lse) in weights.iter_mut().zip(lse) {
+                    *weight = simd.sub_f32s(*weight, *lse);
+                }
+                *p = exp_of_negative(simd, weights);
+                for ((ds, p), delta) in ds.iter_mut().zip(&*p).zip(delta) {
+                    *ds = simd.mul_f32s(*p, simd.sub_f32s(*ds, *delta));
+                }
+            }
         }
     }
 }
@@ -184,9 +214,10 @@ fn score_gradients(p: &mut [f32], ds: &mut [f32], lse: &[f32; QUERIES], delta: &
 /// `sums[keys, D] += weights[keys, 32] · rows[32, D]`.
 fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], padded: usize, sums: &mut [f32]) {
     let height = isa.tile_rows();
+    let width = if padded.is_multiple_of(isa.widest()) { isa.widest() } else { COLS };
     let panels = weights.chunks(height * QUERIES).zip(sums.chunks_mut(height * padded));
     for (lhs, sums) in panels {
-        for col in (0..padded).step_by(COLS) {
+        for col in (0..padded).step_by(width) {
             let t = Tile {
                 lhs,
                 layout: Lhs::Lanes,
@@ -194,7 +225,7 @@ fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], padded: usize, sums: &mut 
                 rhs_stride: padded,
                 rows: lhs.len() / QUERIES,
                 depth: QUERIES,
-                columns: COLS.min(padded - col),
+                columns: width.min(padded - col),
                 add: true,
             };
             tile(isa, t, &mut sums[col..], padded);

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{AttentionMask, AttentionShape};
@@ -14,7 +15,6 @@ use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
-use crate::cpu::simd::vectorise;
 use crate::cpu::{TASKS, stretch};
 
 /// Queries a group: one panel's columns.
@@ -22,6 +22,10 @@ pub(super) const QUERIES: usize = COLS;
 
 /// Keys a block: its scores (32 KiB) stay in the second-level cache beside what they are multiplied with.
 pub(super) const KEY_BLOCK: usize = 256;
+
+/// Keys whose weighted values are summed at a time: those and their weights stay in the first-level cache while all tiles of the
+/// sums pass.
+const SUMMED: usize = 84;
 
 /// Returns `y [B, Sq, H·D]` and the log-sum-exp `[B, Sq, H]` of every row of scores.
 pub(crate) fn forward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
@@ -178,18 +182,22 @@ impl Head<'_> {
         let (d, stride) = (self.shape.head_dim, self.padded_dim());
         // As many rows to one tile as to another.
         let height = d.div_ceil(d.div_ceil(self.isa.tile_rows()));
-        for (chunk, sums) in sums[..d * QUERIES].chunks_mut(height * QUERIES).enumerate() {
-            let t = Tile {
-                lhs: &columns[keys.start * stride + chunk * height..],
-                layout: Lhs::Columns { stride },
-                rhs: weights,
-                rhs_stride: QUERIES,
-                rows: sums.len() / QUERIES,
-                depth: keys.len(),
-                columns: QUERIES,
-                add: true,
-            };
-            tile(self.isa, t, sums, QUERIES);
+        for from in keys.clone().step_by(SUMMED) {
+            let weights = &weights[(from - keys.start) * QUERIES..];
+            let depth = SUMMED.min(keys.end - from);
+            for (chunk, sums) in sums[..d * QUERIES].chunks_mut(height * QUERIES).enumerate() {
+                let t = Tile {
+                    lhs: &columns[from * stride + chunk * height..],
+                    layout: Lhs::Columns { stride },
+                    rhs: weights,
+                    rhs_stride: QUERIES,
+                    rows: sums.len() / QUERIES,
+                    depth,
+                    columns: QUERIES,
+                    add: true,
+                };
+                tile(self.isa, t, sums, QUERIES);
+            }
         }
     }
 
@@ -231,10 +239,8 @@ impl Head<'_> {
             self.scores(keys, queries, &block, scores);
             self.mask(first, &block, scores);
             let scores = &mut scores[..block.len() * QUERIES];
-            vectorise(
-                #[inline(always)]
-                || softmax_block(scores, &mut maxima, &mut totals, sums),
-            );
+            let (maxima, totals) = (&mut maxima, &mut totals);
+            pulp::Arch::new().dispatch(Softmax { scores, maxima, totals, sums });
             self.weighted_sums(values, scores, &block, sums);
         }
         for lane in 0..QUERIES {
@@ -245,39 +251,68 @@ impl Head<'_> {
     }
 }
 
-/// Turns a block's scores into weights under the new maxima, and brings sums and totals to them.
-#[inline(always)]
-fn softmax_block(
-    scores: &mut [f32],
-    maxima: &mut [f32; QUERIES],
-    totals: &mut [f32; QUERIES],
-    sums: &mut [f32],
-) {
-    let mut new_maxima = *maxima;
-    for row in scores.as_chunks::<QUERIES>().0 {
-        for lane in 0..QUERIES {
-            new_maxima[lane] = if row[lane] > new_maxima[lane] { row[lane] } else { new_maxima[lane] };
+/// Turns a block's scores `[keys, 32]` into weights under the new maxima, and brings sums `[D, 32]` and totals to them.
+struct Softmax<'a> {
+    scores: &'a mut [f32],
+    maxima: &'a mut [f32; QUERIES],
+    totals: &'a mut [f32; QUERIES],
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 2>(simd),
+            _ => self.run::<S, 4>(simd),
         }
     }
-    let mut shrink = [0f32; QUERIES];
-    for lane in 0..QUERIES {
-        // The first block: exp(−∞) saturates near 1e-38, and there is nothing to shrink.
-        shrink[lane] = exp_of_negative(maxima[lane] - new_maxima[lane]);
-    }
-    let mut block_totals = [0f32; QUERIES];
-    for row in scores.as_chunks_mut::<QUERIES>().0 {
-        for lane in 0..QUERIES {
-            row[lane] = exp_of_negative(row[lane] - new_maxima[lane]);
-            block_totals[lane] += row[lane];
+}
+
+impl Softmax<'_> {
+    /// `N` vectors of a row at a time.
+    #[inline(always)]
+    fn run<S: Simd, const N: usize>(self, simd: S) {
+        let (scores, sums) = (S::as_mut_simd_f32s(self.scores).0, S::as_mut_simd_f32s(self.sums).0);
+        let (maxima, totals) = (S::as_mut_simd_f32s(self.maxima).0, S::as_mut_simd_f32s(self.totals).0);
+        let row = maxima.len();
+        let parts = maxima.as_chunks_mut::<N>().0.iter_mut().zip(totals.as_chunks_mut::<N>().0);
+        for (part, (old, total)) in parts.enumerate() {
+            let mut maxima = *old;
+            for scores in scores.chunks_exact(row) {
+                for (maximum, score) in maxima.iter_mut().zip(&scores.as_chunks::<N>().0[part]) {
+                    *maximum = simd.max_f32s(*score, *maximum);
+                }
+            }
+            // The first block: exp(−∞) saturates near 1e-38, and there is nothing to shrink.
+            let mut shrink = *old;
+            for (shrink, maximum) in shrink.iter_mut().zip(&maxima) {
+                *shrink = simd.sub_f32s(*shrink, *maximum);
+            }
+            let shrink = exp_of_negative(simd, shrink);
+            for sums in sums.chunks_exact_mut(row) {
+                for (sum, shrink) in sums.as_chunks_mut::<N>().0[part].iter_mut().zip(&shrink) {
+                    *sum = simd.mul_f32s(*sum, *shrink);
+                }
+            }
+            let mut totals = *total;
+            for (total, shrink) in totals.iter_mut().zip(&shrink) {
+                *total = simd.mul_f32s(*total, *shrink);
+            }
+            for scores in scores.chunks_exact_mut(row) {
+                let scores = &mut scores.as_chunks_mut::<N>().0[part];
+                let mut weights = *scores;
+                for (weight, maximum) in weights.iter_mut().zip(&maxima) {
+                    *weight = simd.sub_f32s(*weight, *maximum);
+                }
+                *scores = exp_of_negative(simd, weights);
+                for (total, weight) in totals.iter_mut().zip(&*scores) {
+                    *total = simd.add_f32s(*total, *weight);
+                }
+            }
+            (*old, *total) = (maxima, totals);
         }
     }
-    for row in sums.as_chunks_mut::<QUERIES>().0 {
-        for lane in 0..QUERIES {
-            row[lane] *= shrink[lane];
-        }
-    }
-    for lane in 0..QUERIES {
-        totals[lane] = totals[lane] * shrink[lane] + block_totals[lane];
-    }
-    *maxima = new_maxima;
 }

@@ -2,6 +2,10 @@
 
 use std::sync::OnceLock;
 
+use super::microkernel::COLS;
+#[cfg(target_arch = "x86_64")]
+use super::microkernel::WIDE;
+
 /// An instruction set with a [`tile`](super::microkernel::tile) of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
@@ -36,6 +40,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 8,
             Self::Portable => 8,
+        }
+    }
+
+    /// Most columns of a tile.
+    pub(crate) fn widest(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => WIDE,
+            _ => COLS,
         }
     }
 

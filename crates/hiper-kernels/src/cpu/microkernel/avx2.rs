@@ -1,4 +1,4 @@
-//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8; the last 8 columns of 40 make narrower ones.
+//! AVX2 and FMA: the tile is cut into blocks of at most 6 × 16, 12 accumulators of 8, or of 2 × 40; 8 columns left over make narrower ones.
 //! Rows are shared out evenly: a block of less than four rows would wait for its own sums.
 
 #![allow(unsafe_code)]
@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
-use super::{COLS, Lhs, MAX_ROWS, Tile};
+use super::{COLS, Lhs, MAX_ROWS, Tile, WIDE};
 
 /// The blocks of so many rows.
 const BLOCKS: [&[usize]; MAX_ROWS + 1] = [
@@ -48,6 +48,20 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
 /// Rows of the left-hand side lie `ROW` apart, its columns `column`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c_stride: usize) {
+    if t.columns == WIDE {
+        for row in (0..t.rows).step_by(2) {
+            // SAFETY: these rows lie inside the tile that the caller promises.
+            unsafe {
+                let from = [t.lhs.as_ptr().add(row * ROW), t.rhs.as_ptr()];
+                let c = c.add(row * c_stride);
+                match t.rows - row {
+                    1 => run::<1, ROW, 5>(t, from, column, c, c_stride),
+                    _ => run::<2, ROW, 5>(t, from, column, c, c_stride),
+                }
+            }
+        }
+        return;
+    }
     for col in (0..t.columns).step_by(16) {
         let mut row = 0;
         for &rows in BLOCKS[t.rows] {

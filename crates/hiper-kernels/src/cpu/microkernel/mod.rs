@@ -14,6 +14,10 @@ pub(crate) const MAX_ROWS: usize = 14;
 /// Columns of a tile, and of a panel of the right-hand side.
 pub(crate) const COLS: usize = 32;
 
+/// Columns of a tile that AVX2 cuts into rows of 5 vectors: attention's heads of 40, 80 and 160 divide into them, not into [`COLS`].
+#[cfg(target_arch = "x86_64")]
+pub(super) const WIDE: usize = 40;
+
 /// How the left-hand side lies: element `(i, k)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lhs {
@@ -60,7 +64,7 @@ pub(crate) struct Tile<'a> {
     pub rhs_stride: usize,
     pub rows: usize,
     pub depth: usize,
-    /// At most [`COLS`], a multiple of [`Isa::lanes`].
+    /// At most [`COLS`] or [`Isa::widest`], a multiple of [`Isa::lanes`].
     pub columns: usize,
     /// Whether the product is added to what `c` holds.
     pub add: bool,
@@ -86,7 +90,7 @@ pub(crate) fn tile(isa: Isa, t: Tile<'_>, c: &mut [f32], c_stride: usize) {
 #[allow(unsafe_code)]
 pub(crate) unsafe fn tile_at(isa: Isa, t: Tile<'_>, c: *mut f32, c_stride: usize) {
     assert!((1..=MAX_ROWS).contains(&t.rows) && t.depth > 0);
-    assert!((1..=COLS).contains(&t.columns) && t.columns.is_multiple_of(isa.lanes()));
+    assert!((1..=isa.widest()).contains(&t.columns) && t.columns.is_multiple_of(isa.lanes()));
     assert!(t.layout.last(t.rows, t.depth) < t.lhs.len());
     assert!((t.depth - 1) * t.rhs_stride + t.columns <= t.rhs.len());
     // SAFETY: `Isa::available` saw the instruction set on this processor. The asserts bound every element that the
@@ -150,7 +154,7 @@ mod tests {
     fn tiles_match_the_definition_on_every_instruction_set() {
         for isa in Isa::available() {
             for layout in [Lhs::Panel, Lhs::ShortPanel, Lhs::Lanes, Lhs::Columns { stride: 37 }] {
-                let widths = (isa.lanes()..=COLS).step_by(isa.lanes());
+                let widths = (isa.lanes()..=isa.widest()).step_by(isa.lanes());
                 for (rows, columns, (depth, add)) in (1..=MAX_ROWS)
                     .flat_map(|r| widths.clone().map(move |w| (r, w)))
                     .flat_map(|(r, w)| [(5, false), (32, true), (1, false)].map(|rest| (r, w, rest)))
