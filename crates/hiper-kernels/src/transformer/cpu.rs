@@ -66,11 +66,18 @@ impl<'a> Pass<'a> {
     /// The result, and what was to be kept.
     pub(super) fn forward(&self, x: &[f32], keep: Option<Memory>) -> (Vec<f32>, Option<Kept>) {
         let (mut all, mut attended) = (Vec::new(), Vec::new());
-        let tokens = self.blocks(x, &[], |saved| match keep {
-            Some(Memory::Fast) => all.push(saved),
-            Some(Memory::Lean) => attended.push([saved.attn1, saved.attn2].map(|a| a.attended.into_owned())),
-            None => {}
-        });
+        let mut tokens = self.proj_in(x);
+        for block in &self.transformer.blocks {
+            let saved = self.block(block, tokens, None);
+            tokens = self.output(block, &saved);
+            match keep {
+                Some(Memory::Fast) => all.push(saved),
+                Some(Memory::Lean) => {
+                    attended.push([saved.attn1, saved.attn2].map(|a| a.attended.into_owned()));
+                }
+                None => {}
+            }
+        }
         let kept = keep.map(|memory| match memory {
             Memory::Fast => Kept::All(all),
             Memory::Lean => Kept::Attended(attended),
@@ -78,25 +85,32 @@ impl<'a> Pass<'a> {
         (linear::cpu::forward(&self.transformer.proj_out.0, &tokens, Some(x)), kept)
     }
 
-    /// What goes into `proj_out`; `each` gets every block's intermediate results. What is `known` of them is not computed again.
-    fn blocks<'k>(&self, x: &[f32], known: &'k [[Attended; 2]], mut each: impl FnMut(Saved<'k>)) -> Vec<f32> {
-        let normed = group_norm::cpu::forward(&self.transformer.norm.0, x, self.batch);
-        let mut tokens = linear::cpu::forward(&self.transformer.proj_in.0, &normed, None);
-        drop(normed);
-        for (i, block) in self.transformer.blocks.iter().enumerate() {
-            let (next, results) = self.block(block, tokens, known.get(i));
-            tokens = next;
-            each(results);
+    /// What every block's backward pass needs, computed again but for what is `known`, and but for the last block's output.
+    fn recompute<'k>(&self, x: &[f32], known: &'k [[Attended; 2]]) -> Vec<Saved<'k>> {
+        let blocks = &self.transformer.blocks;
+        let mut all: Vec<Saved<'k>> = Vec::new();
+        for (i, block) in blocks.iter().enumerate() {
+            let tokens = match all.last() {
+                Some(saved) => self.output(&blocks[i - 1], saved),
+                None => self.proj_in(x),
+            };
+            all.push(self.block(block, tokens, known.get(i)));
         }
-        tokens
+        all
     }
 
+    fn proj_in(&self, x: &[f32]) -> Vec<f32> {
+        let normed = group_norm::cpu::forward(&self.transformer.norm.0, x, self.batch);
+        linear::cpu::forward(&self.transformer.proj_in.0, &normed, None)
+    }
+
+    /// All of a block but its output.
     fn block<'k>(
         &self,
         block: &TransformerBlock,
         x: Vec<f32>,
         known: Option<&'k [Attended; 2]>,
-    ) -> (Vec<f32>, Saved<'k>) {
+    ) -> Saved<'k> {
         let normed = layer_norm::cpu::forward(&block.norm1.0, &x);
         let known = known.map_or([None; 2], |known| known.each_ref().map(Some));
         let attn1 = self.attend(&block.attn1, [&normed, &normed], self.queries, known[0]);
@@ -106,10 +120,12 @@ impl<'a> Pass<'a> {
         let x2 = linear::cpu::forward(&block.attn2.to_out.0, &attn2.attended.y, Some(&x1));
         let normed = layer_norm::cpu::forward(&block.norm3.0, &x2);
         let gates = linear::cpu::forward(&block.ff_in.0, &normed, None);
-        drop(normed);
-        let gated = geglu::cpu::forward(&gates, block.ff_out.0.in_features);
-        let y = linear::cpu::forward(&block.ff_out.0, &gated, Some(&x2));
-        (y, Saved { x, attn1, x1, attn2, x2, gates })
+        Saved { x, attn1, x1, attn2, x2, gates }
+    }
+
+    fn output(&self, block: &TransformerBlock, saved: &Saved<'_>) -> Vec<f32> {
+        let gated = geglu::cpu::forward(&saved.gates, block.ff_out.0.in_features);
+        linear::cpu::forward(&block.ff_out.0, &gated, Some(&saved.x2))
     }
 
     fn attend<'k>(
@@ -156,9 +172,7 @@ impl<'a> Pass<'a> {
             Some(Kept::Attended(known)) => known,
             None => &[],
         };
-        let mut saved = Vec::new();
-        self.blocks(x, known, |block| saved.push(block));
-        self.backward_from(x, &saved, dy, wanted)
+        self.backward_from(x, &self.recompute(x, known), dy, wanted)
     }
 
     fn backward_from(

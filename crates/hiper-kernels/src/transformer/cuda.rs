@@ -64,29 +64,44 @@ pub(super) type Gradients<G> = (Option<Array<G>>, Option<Array<G>>);
 impl<G: Gpu> Pass<'_, G> {
     /// `keep`: whether to return what the backward pass needs.
     pub(super) fn forward(&self, x: View<'_, G>, keep: bool) -> Result<(Array<G>, Option<Saved<G>>)> {
-        let (tokens, saved) = self.blocks(x, keep)?;
-        let y = linear::cuda::forward(self.gpu, &self.transformer.proj_out.0, tokens.view(), Some(x))?;
-        Ok((y, keep.then_some(saved)))
-    }
-
-    /// What goes into `proj_out`, and, if they are to be kept, each block's intermediate results.
-    fn blocks(&self, x: View<'_, G>, keep: bool) -> Result<(Array<G>, Saved<G>)> {
-        let Transformer { norm, proj_in, blocks, .. } = self.transformer;
-        let (normed, statistics) = group_norm::cuda::forward(self.gpu, &norm.0, x, self.batch)?;
-        let mut tokens = linear::cuda::forward(self.gpu, &proj_in.0, normed.view(), None)?;
-        drop(normed);
-        let mut saved = Vec::new();
-        for block in blocks {
-            let (next, results) = self.block(block, tokens, keep)?;
-            tokens = next;
+        let (mut tokens, statistics) = self.proj_in(x)?;
+        let mut blocks = Vec::new();
+        for block in &self.transformer.blocks {
+            let saved = self.block(block, tokens, keep)?;
+            tokens = self.output(block, &saved)?;
             if keep {
-                saved.push(results);
+                blocks.push(saved);
             }
         }
-        Ok((tokens, Saved { statistics, blocks: saved }))
+        let y = linear::cuda::forward(self.gpu, &self.transformer.proj_out.0, tokens.view(), Some(x))?;
+        Ok((y, keep.then_some(Saved { statistics, blocks })))
     }
 
-    fn block(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<(Array<G>, SavedBlock<G>)> {
+    /// What the backward pass needs, computed again: all but the last block's output.
+    fn recompute(&self, x: View<'_, G>) -> Result<Saved<G>> {
+        let (mut tokens, statistics) = self.proj_in(x)?;
+        let mut blocks = Vec::new();
+        let Some((last, others)) = self.transformer.blocks.split_last() else {
+            return Ok(Saved { statistics, blocks });
+        };
+        for block in others {
+            let saved = self.block(block, tokens, true)?;
+            tokens = self.output(block, &saved)?;
+            blocks.push(saved);
+        }
+        blocks.push(self.block(last, tokens, true)?);
+        Ok(Saved { statistics, blocks })
+    }
+
+    /// What goes into the first block, and the group normalisation's statistics.
+    fn proj_in(&self, x: View<'_, G>) -> Result<(Array<G>, Array<G>)> {
+        let Transformer { norm, proj_in, .. } = self.transformer;
+        let (normed, statistics) = group_norm::cuda::forward(self.gpu, &norm.0, x, self.batch)?;
+        Ok((linear::cuda::forward(self.gpu, &proj_in.0, normed.view(), None)?, statistics))
+    }
+
+    /// All of a block but its output.
+    fn block(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<SavedBlock<G>> {
         let gpu = self.gpu;
         let normed = layer_norm::cuda::forward(gpu, &block.norm1.0, x.view())?;
         let attn1 = self.attend(&block.attn1, normed.view(), normed.view(), self.queries, keep)?;
@@ -96,10 +111,12 @@ impl<G: Gpu> Pass<'_, G> {
         let x2 = linear::cuda::forward(gpu, &block.attn2.to_out.0, attn2.y.view(), Some(x1.view()))?;
         let normed = layer_norm::cuda::forward(gpu, &block.norm3.0, x2.view())?;
         let gates = linear::cuda::forward(gpu, &block.ff_in.0, normed.view(), None)?;
-        drop(normed);
-        let gated = geglu::cuda::forward(gpu, gates.view(), block.ff_out.0.in_features)?;
-        let y = linear::cuda::forward(gpu, &block.ff_out.0, gated.view(), Some(x2.view()))?;
-        Ok((y, SavedBlock { x, attn1, x1, attn2, x2, gates }))
+        Ok(SavedBlock { x, attn1, x1, attn2, x2, gates })
+    }
+
+    fn output(&self, block: &TransformerBlock, saved: &SavedBlock<G>) -> Result<Array<G>> {
+        let gated = geglu::cuda::forward(self.gpu, saved.gates.view(), block.ff_out.0.in_features)?;
+        linear::cuda::forward(self.gpu, &block.ff_out.0, gated.view(), Some(saved.x2.view()))
     }
 
     fn attend(
@@ -144,7 +161,7 @@ impl<G: Gpu> Pass<'_, G> {
         let saved = match saved {
             Some(saved) => saved,
             None => {
-                recomputed = self.blocks(x, true)?.1;
+                recomputed = self.recompute(x)?;
                 &recomputed
             }
         };
