@@ -1,4 +1,4 @@
-//! Scalar functions written without branches, so that loops over them vectorise; with fused multiply–adds, which every
+//! Functions written without branches, so that loops over them vectorise; with fused multiply–adds, which every
 //! processor since 2013 has (on older ones they are calls, and slow).
 
 use pulp::Simd;
@@ -26,8 +26,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     mantissa * scale(half) * scale(n - half)
 }
 
-/// `eˣ` for x ≤ 0, as of a score less the largest one, of some vectors: in fewer operations, and step by step for all of them, since
-/// one vector's operations wait for one another and a processor looks ahead to few others. NaN stays NaN.
+/// `eˣ` for x ≤ 0, as of a score less the largest one, of some vectors: in fewer operations, and of some, since one vector's
+/// operations wait for one another. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp_of_negative<S: Simd, const N: usize>(simd: S, x: [S::f32s; N]) -> [S::f32s; N] {
     let [low, round] = [-87.3, ROUND].map(|c| simd.splat_f32s(c));
