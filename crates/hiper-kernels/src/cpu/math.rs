@@ -26,7 +26,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     mantissa * scale(half) * scale(n - half)
 }
 
-/// `eˣ` for x ≤ 0, as of a score less the largest one, of some vectors: in fewer operations, and of some, since one vector's
+/// `eˣ` for x ≤ 0, as of a score less the largest one, of `N` vectors: in fewer operations, and side by side, since one's
 /// operations wait for one another. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp_of_negative<S: Simd, const N: usize>(simd: S, x: [S::f32s; N]) -> [S::f32s; N] {
