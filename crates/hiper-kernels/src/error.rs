@@ -73,9 +73,15 @@ pub(crate) fn check_shape(
     expected: impl FnOnce() -> String,
     got: &[usize],
 ) -> candle_core::Result<()> {
-    if ok {
-        Ok(())
-    } else {
-        Err(Error::Shape { op, argument, expected: expected(), got: got.to_vec() }.into())
-    }
+    if ok { Ok(()) } else { Err(wrong_shape(op, argument, expected(), got)) }
+}
+
+/// That an argument has a wrong shape.
+pub(crate) fn wrong_shape(
+    op: &'static str,
+    argument: &'static str,
+    expected: String,
+    got: &[usize],
+) -> candle_core::Error {
+    Error::Shape { op, argument, expected, got: got.to_vec() }.into()
 }

@@ -55,6 +55,7 @@ mod testing;
 mod timestep;
 mod transformer;
 mod upsample;
+mod weight;
 
 pub use activation::{Activation, activation};
 pub use adam::{AdamConstants, AdamState};
@@ -75,3 +76,4 @@ pub use resnet_block::ResnetBlock;
 pub use timestep::timestep_embedding;
 pub use transformer::{Context, Transformer, TransformerAttention, TransformerBlock};
 pub use upsample::upsample_nearest2d;
+pub use weight::Weight;

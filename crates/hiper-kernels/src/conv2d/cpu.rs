@@ -4,7 +4,7 @@ use super::winograd::Winograd;
 use super::{ConvFunction, Padding};
 use crate::cpu::fill::fill;
 use crate::cpu::gemm::gemm;
-use crate::cpu::weight::Rhs;
+use crate::cpu::matrix::Rhs;
 
 /// `y = conv(x) (+ bias) (+ residual)`; the bias, `[O]` or `[B, O]`, is an argument because a block may add to the layer's own.
 pub(crate) fn forward(
@@ -18,15 +18,15 @@ pub(crate) fn forward(
     let output = conv.output_size(input[0], input[1]);
     if conv.is_winograd(output) {
         let Padding { top, left, .. } = conv.config.padding;
-        let taps = std::array::from_fn(|tap| conv.tap(tap, true));
-        return Winograd { input, output, padding: [top, left], taps, bias, residual }.run(x);
+        let (channels, weight) = ([conv.channels_in, conv.channels_out], Rhs::Forward(&conv.weight));
+        return Winograd { input, output, channels, padding: [top, left], weight, bias, residual }.run(x);
     }
     let patches = Patches::new(conv, shape);
     let pixels = output[0] * output[1];
     gemm(
         patches.count(),
         |pixel, k, out| patches.gather(x, pixel, k, out),
-        Rhs::whole(&conv.weight, false),
+        Rhs::Forward(&conv.weight),
         |row, col, y| {
             if let Some(bias) = bias {
                 let bias = &bias_of(bias, row / pixels, conv.channels_out)[col..];
@@ -51,15 +51,16 @@ pub(crate) fn input_gradient(conv: &ConvFunction, shape: &[usize], grad_output: 
     let input = [shape[1], shape[2]];
     if conv.is_winograd(conv.output_size(input[0], input[1])) {
         let Padding { top, left, .. } = conv.config.padding;
-        let taps = std::array::from_fn(|tap| conv.tap(8 - tap, false));
         let (input, output) = (conv.output_size(input[0], input[1]), input);
+        let (channels, weight) = ([conv.channels_out, conv.channels_in], Rhs::Gradient(&conv.weight));
         let padding = [2 - top, 2 - left];
-        return Winograd { input, output, padding, taps, bias: None, residual: None }.run(grad_output);
+        return Winograd { input, output, channels, padding, weight, bias: None, residual: None }
+            .run(grad_output);
     }
     let patches = Patches::new(conv, shape);
     let outputs = conv.channels_out;
     let dy = |row: usize, k, out: &mut [f32]| out.copy_from_slice(&grad_output[row * outputs..][k]);
-    let cols = gemm(patches.count(), dy, Rhs::whole(&conv.weight, true), |_, _, _| {});
+    let cols = gemm(patches.count(), dy, Rhs::Gradient(&conv.weight), |_, _, _| {});
     patches.scatter(&cols)
 }
 
@@ -69,12 +70,6 @@ impl ConvFunction {
     fn is_winograd(&self, output: [usize; 2]) -> bool {
         self.config.stride == 1 && self.kernel == [3, 3] && output[0] * output[1] > 64
     }
-
-    /// The matrix of one tap: `[I, O]` forward, `[O, I]` for the gradient.
-    fn tap(&self, tap: usize, forward: bool) -> Rhs<'_> {
-        let rows = (tap * self.channels_in, self.channels_in);
-        Rhs { weight: &self.weight, rows, transposed: !forward }
-    }
 }
 
 /// The patches of a convolution: patch `p` belongs to output pixel `p`.
@@ -83,7 +78,7 @@ struct Patches<'a> {
     batch: usize,
     input: [usize; 2],
     output: [usize; 2],
-    /// Values in a patch, `KH·KW·I`.
+    /// Values in a patch, `[I, KH·KW]` as the weight's rows.
     len: usize,
 }
 
@@ -110,18 +105,23 @@ impl<'a> Patches<'a> {
 
     /// Values `k` of patch `p`.
     fn gather(&self, x: &[f32], p: usize, k: std::ops::Range<usize>, out: &mut [f32]) {
-        let channels = self.conv.channels_in;
-        let mut at = k.start;
-        while at < k.end {
-            let (tap, channel) = (at / channels, at % channels);
-            let len = (channels - channel).min(k.end - at);
-            let out = &mut out[at - k.start..][..len];
+        let (taps, channels) = (self.taps(), self.conv.channels_in);
+        for tap in 0..taps {
+            // The first of `k` that are this tap's.
+            let first = k.start + (tap + taps - k.start % taps) % taps;
+            let out = out.iter_mut().skip(first - k.start).step_by(taps);
             match self.pixel(p, tap) {
-                Some(pixel) => out.copy_from_slice(&x[pixel * channels + channel..][..len]),
-                None => out.fill(0.0),
+                Some(pixel) => {
+                    let values = &x[pixel * channels + first / taps..];
+                    out.zip(values).for_each(|(out, value)| *out = *value);
+                }
+                None => out.for_each(|out| *out = 0.0),
             }
-            at += len;
         }
+    }
+
+    fn taps(&self) -> usize {
+        self.conv.kernel[0] * self.conv.kernel[1]
     }
 
     /// The sum, at every input pixel, of the patches' values there.
@@ -135,9 +135,11 @@ impl<'a> Patches<'a> {
             let first = image * height * width + first / channels;
             let pixels = first..first + dx.len() / channels;
             for p in image * per_image..(image + 1) * per_image {
-                for (tap, values) in patches[p * self.len..][..self.len].chunks_exact(channels).enumerate() {
+                let values = &patches[p * self.len..][..self.len];
+                for tap in 0..self.taps() {
                     if let Some(pixel) = self.pixel(p, tap).filter(|pixel| pixels.contains(pixel)) {
                         let dx = &mut dx[(pixel - first) * channels..][..channels];
+                        let values = values.iter().skip(tap).step_by(self.taps());
                         dx.iter_mut().zip(values).for_each(|(dx, v)| *dx += v);
                     }
                 }

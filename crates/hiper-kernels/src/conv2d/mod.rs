@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use crate::cpu::weight::Weight;
-use crate::error::{Error, check_shape};
+use crate::cpu::matrix::Matrix;
+use crate::error::{Error, check_shape, wrong_shape};
 use crate::frozen::{self, FrozenFunction};
 use crate::gpu::product::Added;
 use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
+use crate::weight::Weight;
 
 /// Rows and columns of zeros around a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,8 +59,8 @@ pub struct Conv2dConfig {
 pub struct Conv2d(pub(crate) Arc<ConvFunction>);
 
 pub(crate) struct ConvFunction {
-    /// `[KH·KW·I, O]`: a patch, channels last as the picture, to the output channels; if it is on the CPU.
-    weight: Weight,
+    /// `[O, I·KH·KW]`, if it is on the CPU.
+    weight: Matrix,
     pub(crate) bias: Option<Vec<f32>>,
     kernel: [usize; 2],
     channels_in: usize,
@@ -70,14 +71,16 @@ pub(crate) struct ConvFunction {
 }
 
 impl Conv2d {
-    /// Takes the layer's weights, `[O, I, KH, KW]` and `[O]`, as `f32`.
+    /// Takes the layer's weights, `[O, I, KH, KW]` and `[O]`; a tensor, or a [`Weight`] of a file.
     ///
     /// # Errors
     /// When a shape disagrees, the stride is 0, or the padding is not smaller than the kernel.
-    pub fn new(weight: &Tensor, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
+    pub fn new(weight: impl Into<Weight>, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
         const NAME: &str = ConvFunction::NAME;
-        check_shape(weight.rank() == 4, NAME, "weight", || "[O, I, KH, KW]".into(), weight.dims())?;
-        let (channels_out, channels_in, kernel_h, kernel_w) = weight.dims4()?;
+        let weight = weight.into();
+        let &[channels_out, channels_in, kernel_h, kernel_w] = weight.dims() else {
+            return Err(wrong_shape(NAME, "weight", "[O, I, KH, KW]".into(), weight.dims()));
+        };
         if let Some(bias) = bias {
             check_shape(
                 bias.dims() == [channels_out],
@@ -101,9 +104,9 @@ impl Conv2d {
             let (expected, got) = ("smaller than the kernel".into(), format!("{:?}", config.padding));
             return Err(Error::Setting { op: NAME, field: "padding", expected, got }.into());
         }
-        let card = Kept::layer(weight, bias)?;
+        let card = Kept::layer(&weight, bias)?;
         Ok(Self(Arc::new(ConvFunction {
-            weight: if card.is_some() { Weight::elsewhere() } else { Weight::new(weight)? },
+            weight: if card.is_some() { Matrix::elsewhere() } else { Matrix::new(weight)? },
             bias: bias.map(to_vec).transpose()?,
             kernel: [kernel_h, kernel_w],
             channels_in,

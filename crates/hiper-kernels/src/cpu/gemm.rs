@@ -1,10 +1,10 @@
 //! Products with a frozen weight, `out[m × n] = lhs[m × k] · rhs[k × n]`, and what follows them.
 //!
-//! The weight is stored once, as the forward pass reads it; the gradient packs the panels that it needs. A thread takes
-//! a group of columns and walks down the rows, some panels of a tile's rows at a time, and through the depth, block by block: one
-//! block of the group's columns stays in its second-level cache, one packed panel of rows in the first. Packing the rows
-//! costs little beside the products, so every thread does it for itself; a closure says what they hold. The last visit of
-//! a tile applies the epilogue while it is in cache.
+//! The weight stays as the checkpoint has it; a thread packs the panels that it needs. It takes a group of columns and walks down
+//! the rows, some panels of a tile's rows at a time, and through the depth, block by block: one block of the group's
+//! columns stays in its second-level cache, one packed panel of rows in the first. Packing the rows costs little beside the
+//! products, so every thread does it for itself; a closure says what they hold. The last visit of a tile applies the
+//! epilogue while it is in cache.
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use rayon::prelude::*;
 
 use super::TASKS;
 use super::isa::Isa;
+use super::matrix::Rhs;
 use super::microkernel::{COLS, Lhs, MAX_ROWS, Tile, tile, tile_at};
 use super::scratch::with_local;
-use super::weight::Rhs;
 
 /// Values of a packed panel of the left-hand side.
 pub(crate) const LHS_PANEL: usize = MAX_ROWS * Lhs::PANEL_STRIDE;
@@ -25,8 +25,7 @@ const GROUP: usize = 12;
 /// Rows visited before the next columns, in panels: their result stays in the second-level cache.
 const ROW_BLOCK: usize = 12;
 
-/// Number and depth of the blocks into which `k` is cut: even, a multiple of a panel's columns (so that blocks of a
-/// transposed weight are whole squares), no longer than a packed row.
+/// Number and depth of the blocks into which `k` is cut: even, a multiple of a panel's columns, no longer than a packed row.
 pub(crate) fn depth_blocks(k: usize) -> (usize, usize) {
     let depth = k.div_ceil(k.div_ceil(Lhs::PANEL_DEPTH)).next_multiple_of(COLS);
     (k.div_ceil(depth), depth)
@@ -48,29 +47,31 @@ pub(crate) fn gemm(
     let isa = Isa::current();
     let (blocks, block_depth) = depth_blocks(rhs.depth());
     let grid = Grid::new(isa, rows, rhs.cols());
-    let product = Product { isa, values: out.as_mut_ptr(), rows, cols: rhs.cols(), lhs, epilogue };
+    let [depth, cols] = [rhs.depth(), rhs.cols()];
+    let product = Product { isa, values: out.as_mut_ptr(), rows, cols, depth, lhs, epilogue };
     (0..grid.row_parts * grid.groups).into_par_iter().for_each(|task| {
         let (part, group) = (task / grid.groups, task % grid.groups);
-        let panels = grid.panels(group);
-        let size = panels.len() * rhs.depth() * COLS;
+        let (row_panels, panels) = (grid.rows(part), grid.panels(group));
+        // Rows that are all visited at once pass one block of depth after the other; more of them come back to the first.
+        let visit = if row_panels.len() <= ROW_BLOCK { block_depth } else { blocks * block_depth };
+        let size = panels.len() * visit.min(rhs.depth()) * COLS;
         with_local(size + ROW_BLOCK * LHS_PANEL, |local| {
-            let (mut rest, lhs_panels) = local.split_at_mut(size);
-            // The group's panels, a block of depth after the other.
-            let mut packed = Vec::with_capacity(blocks);
-            for block in 0..blocks {
-                let k = block * block_depth..((block + 1) * block_depth).min(rhs.depth());
-                let mut columns = Vec::with_capacity(panels.len());
-                for panel in panels.clone() {
-                    let (now, later) = rest.split_at_mut(k.len() * COLS);
-                    columns.push(rhs.panel(isa, panel, k.clone(), now));
+            let (columns, lhs_panels) = local.split_at_mut(size);
+            for first in (0..rhs.depth()).step_by(visit) {
+                let mut rest = &mut *columns;
+                let mut packed = Vec::with_capacity(blocks);
+                for k in (first..(first + visit).min(rhs.depth())).step_by(block_depth) {
+                    let k = k..(k + block_depth).min(rhs.depth());
+                    let (now, later) = rest.split_at_mut(panels.len() * k.len() * COLS);
+                    rhs.pack(isa, panels.clone(), k.clone(), now);
+                    packed.push((k, &*now));
                     rest = later;
                 }
-                packed.push((k, columns));
-            }
-            // SAFETY: tasks differ in their rows or in their columns, so no two touch the same tile.
-            #[allow(unsafe_code)]
-            unsafe {
-                product.fill([grid.rows(part), panels], &packed, lhs_panels);
+                // SAFETY: tasks differ in their rows or in their columns, so no two touch the same tile.
+                #[allow(unsafe_code)]
+                unsafe {
+                    product.fill([row_panels.clone(), panels.clone()], &packed, lhs_panels);
+                }
             }
         });
     });
@@ -122,6 +123,7 @@ struct Product<L, E> {
     values: *mut f32,
     rows: usize,
     cols: usize,
+    depth: usize,
     lhs: L,
     epilogue: E,
 }
@@ -133,20 +135,20 @@ unsafe impl<L: Sync, E: Sync> Sync for Product<L, E> {}
 
 #[allow(unsafe_code)]
 impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Product<L, E> {
-    /// Fills the tiles of some row panels and column panels. `packed` holds the latter, `panels` is room for some of the
-    /// former.
+    /// Adds to the tiles of some row panels and column panels what some blocks of depth give. `packed` holds the latter's,
+    /// `panels` is room for some of the former.
     ///
     /// # Safety
     /// The panels lie inside the result, and no other thread touches their tiles.
     unsafe fn fill(
         &self,
         [row_panels, col_panels]: [Range<usize>; 2],
-        packed: &[(Range<usize>, Vec<&[f32]>)],
+        packed: &[(Range<usize>, &[f32])],
         panels: &mut [f32],
     ) {
         for first in row_panels.clone().step_by(ROW_BLOCK) {
             let row_panels = first..(first + ROW_BLOCK).min(row_panels.end);
-            for (block, (k, columns)) in packed.iter().enumerate() {
+            for (k, columns) in packed {
                 let height = self.isa.tile_rows();
                 let rows = |panel: usize| panel * height..((panel + 1) * height).min(self.rows);
                 for (panel, packed) in row_panels.clone().zip(panels.chunks_exact_mut(LHS_PANEL)) {
@@ -155,7 +157,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
                     }
                 }
                 for (row_panel, lhs) in row_panels.clone().zip(panels.chunks_exact(LHS_PANEL)) {
-                    for (panel, rhs) in col_panels.clone().zip(columns) {
+                    for (panel, rhs) in col_panels.clone().zip(columns.chunks_exact(k.len() * COLS)) {
                         let (rows, col) = (rows(row_panel), panel * COLS);
                         let t = Tile {
                             lhs,
@@ -165,12 +167,12 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
                             rows: rows.len(),
                             depth: k.len(),
                             columns: COLS.min((self.cols - col).next_multiple_of(self.isa.lanes())),
-                            add: block > 0,
+                            add: k.start > 0,
                         };
                         // SAFETY: the caller's promise.
                         unsafe {
                             self.tile(t, rows.start, col);
-                            if block + 1 == packed.len() {
+                            if k.end == self.depth {
                                 self.finish(rows, col);
                             }
                         }

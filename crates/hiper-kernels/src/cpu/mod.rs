@@ -4,10 +4,10 @@ pub(crate) mod fill;
 pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod math;
+pub(crate) mod matrix;
 pub(crate) mod microkernel;
 pub(crate) mod scratch;
 pub(crate) mod simd;
-pub(crate) mod weight;
 
 /// Tasks a thread, where another task costs next to nothing: a thread that was held up is helped out.
 pub(crate) const TASKS: usize = 4;

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::host::Host;
 use super::product::Layer;
 use super::{Array, Cuda, Gpu, View};
-use crate::Error;
+use crate::{Error, Weight};
 
 /// Bytes to which kernels want their pointers aligned.
 const ALIGNMENT: usize = 16;
@@ -177,7 +177,8 @@ pub(crate) struct Affine<G: Gpu> {
 
 impl Kept {
     /// A layer's weights, if they are on a card: `[O, I]` or `[O, I, KH, KW]`, and `[O]`.
-    pub(crate) fn layer(weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Self>> {
+    pub(crate) fn layer(weight: &Weight, bias: Option<&Tensor>) -> Result<Option<Self>> {
+        let Some(weight) = weight.tensor() else { return Ok(None) };
         let Some(card) = Card::of(weight.device())? else { return Ok(None) };
         let bias = bias.map(|bias| {
             check_same_device(weight, bias)?;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::cpu::weight::Weight;
-use crate::error::check_shape;
+use crate::cpu::matrix::Matrix;
+use crate::error::{check_shape, wrong_shape};
 use crate::frozen::{self, FrozenFunction};
 use crate::gpu::{Array, Gpu, Kept, View};
+use crate::weight::Weight;
 
 /// A frozen fully connected layer, `y = x Wᵀ + b`.
 ///
@@ -25,8 +26,8 @@ use crate::gpu::{Array, Gpu, Kept, View};
 pub struct Linear(pub(crate) Arc<LinearFunction>);
 
 pub(crate) struct LinearFunction {
-    /// `[I, O]`, if it is on the CPU.
-    weight: Weight,
+    /// `[O, I]`, if it is on the CPU.
+    weight: Matrix,
     bias: Option<Vec<f32>>,
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
@@ -35,13 +36,15 @@ pub(crate) struct LinearFunction {
 }
 
 impl Linear {
-    /// Takes the layer's weights, `[O, I]` and `[O]`, as `f32`.
+    /// Takes the layer's weights, `[O, I]` and `[O]`; a tensor, or a [`Weight`] of a file.
     ///
     /// # Errors
     /// When a shape disagrees.
-    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        check_shape(weight.rank() == 2, LinearFunction::NAME, "weight", || "[O, I]".into(), weight.dims())?;
-        let (out_features, in_features) = weight.dims2()?;
+    pub fn new(weight: impl Into<Weight>, bias: Option<&Tensor>) -> Result<Self> {
+        let weight = weight.into();
+        let &[out_features, in_features] = weight.dims() else {
+            return Err(wrong_shape(LinearFunction::NAME, "weight", "[O, I]".into(), weight.dims()));
+        };
         if let Some(bias) = bias {
             check_shape(
                 bias.dims() == [out_features],
@@ -51,9 +54,9 @@ impl Linear {
                 bias.dims(),
             )?;
         }
-        let card = Kept::layer(weight, bias)?;
+        let card = Kept::layer(&weight, bias)?;
         Ok(Self(Arc::new(LinearFunction {
-            weight: if card.is_some() { Weight::elsewhere() } else { Weight::new(weight)? },
+            weight: if card.is_some() { Matrix::elsewhere() } else { Matrix::new(weight)? },
             bias: bias.map(to_vec).transpose()?,
             in_features,
             out_features,

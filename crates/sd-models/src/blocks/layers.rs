@@ -23,7 +23,7 @@ pub(crate) fn projection(weights: &Weights, bias: Bias, inputs: usize, outputs: 
         Bias::Present => Some(weights.get("bias", &[outputs])?),
         Bias::Absent => None,
     };
-    Ok(Linear::new(&weight, bias.as_ref())?)
+    Ok(Linear::new(weight, bias.as_ref())?)
 }
 
 /// A 1×1 convolution, which channels-last is a fully connected layer; stored either way.
@@ -32,9 +32,9 @@ pub(crate) fn pointwise(weights: &Weights, inputs: usize, outputs: usize) -> Res
         Err(Error::TensorShape { got, .. }) if got == [outputs, inputs] => {
             weights.get_matrix("weight", &[outputs, inputs])?
         }
-        other => other?.reshape((outputs, inputs))?,
+        other => other?.reshape(&[outputs, inputs])?,
     };
-    Ok(Linear::new(&weight, Some(&weights.get("bias", &[outputs])?))?)
+    Ok(Linear::new(weight, Some(&weights.get("bias", &[outputs])?))?)
 }
 
 /// A 3×3 convolution.
@@ -47,7 +47,7 @@ pub(crate) fn conv2d(
 ) -> Result<Conv2d> {
     let weight = weights.get_matrix("weight", &[outputs, inputs, 3, 3])?;
     let bias = weights.get("bias", &[outputs])?;
-    Ok(Conv2d::new(&weight, Some(&bias), Conv2dConfig { stride, padding })?)
+    Ok(Conv2d::new(weight, Some(&bias), Conv2dConfig { stride, padding })?)
 }
 
 /// A group normalisation and what follows it.

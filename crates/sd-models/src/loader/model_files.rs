@@ -47,6 +47,14 @@ impl std::ops::Deref for Bytes {
 }
 
 impl Bytes {
+    /// The same bytes, for who keeps them.
+    pub(super) fn shared(&self) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
+        match self {
+            Self::Mapped(map) => map.clone(),
+            Self::Static(bytes) => Arc::new(*bytes),
+        }
+    }
+
     /// Says that a range has been read and copied: a map need not keep its pages in this process's memory.
     pub(super) fn release(&self, range: std::ops::Range<usize>) {
         /// Whole pages inside the range, whatever the page's size.

@@ -1,14 +1,15 @@
 //! The tensors of one component, checked as they are handed out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use hiper_kernels::{Memory, is_card};
+use hiper_kernels::{Memory, Weight, is_card};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata};
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::ModelFiles;
@@ -18,7 +19,7 @@ use crate::{Error, Result};
 /// The weights of one component (`unet`, `vae`, `text_encoder`): safetensors files, mapped, in f32, f16 or bf16.
 ///
 /// A tensor is checked when it is asked for: its shape against what the configuration says, and its values for NaN and
-/// infinity. It is handed out as `f32`.
+/// infinity. Small ones are handed out as `f32`; layers' matrices stay in the map where they can.
 #[derive(Clone)]
 pub struct Weights {
     files: Arc<Vec<File>>,
@@ -158,30 +159,44 @@ impl Weights {
     /// # Errors
     /// When it is missing, has another shape or type, or holds NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.read(name, shape, Memory::Fast)
+        let found = self.find(name, shape)?;
+        let values = match found.dtype {
+            DType::F16 => widen(found.data(), f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
+            DType::BF16 => widen(found.data(), bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
+            _ => widen(found.data(), f32::from_le_bytes, |from, to| to.copy_from_slice(from)),
+        };
+        found.file.bytes.release(found.range);
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
-    /// A layer's matrix or kernels: as [`Weights::get`], but under [`Memory::Lean`] in the type that the file has, and on a card
-    /// in the type that the network computes in.
+    /// A layer's matrix or kernels, in `f32`, or under [`Memory::Lean`] in the type that the file has: a part of the mapped file
+    /// where that type is this, else a copy. On a card, in the type that the network computes in.
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn get_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        if !is_card(&self.device) {
-            return self.read(name, shape, self.memory);
+    pub fn get_matrix(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let found = self.find(name, shape)?;
+        if is_card(&self.device) {
+            // As the file has it, half as large to send; the card converts it.
+            let tensor = Tensor::from_raw_buffer(found.data(), found.dtype, shape, &self.device)?;
+            found.file.bytes.release(found.range);
+            return Ok(tensor.to_dtype(self.dtype)?.into());
         }
-        // As the file has it, half as large to send; the card converts it.
-        Ok(self.read(name, shape, Memory::Lean)?.to_dtype(self.dtype)?)
+        if found.dtype == DType::F32 || self.memory == Memory::Lean {
+            let (bytes, range) = (found.file.bytes.shared(), found.range.clone());
+            // Nearly every file's numbers are aligned.
+            if let Ok(weight) = Weight::in_place(bytes, range, found.dtype, shape) {
+                return Ok(weight);
+            }
+        }
+        self.get(name, shape).map(Weight::from)
     }
 
-    /// Says that all has been read. What was around a tensor's pages may have come into this process's memory with them.
-    pub(crate) fn release(&self) {
-        self.files.iter().for_each(|file| file.bytes.release(0..file.bytes.len()));
-    }
-
-    fn read(&self, name: &str, shape: &[usize], memory: Memory) -> Result<Tensor> {
+    /// A tensor of this shape, whose values have been checked.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<Found<'_>> {
         let field = format!("{}{name}", self.prefix);
-        let Some((file, info)) = self.find(&field) else {
+        let place = self.index.get(&field).and_then(|&file| self.files.get(file));
+        let Some((file, info)) = place.and_then(|file| Some((file, file.metadata.info(&field)?))) else {
             let file = self.files.first().map_or_else(String::new, |file| file.name.clone());
             return Err(Error::MissingTensor { file, field });
         };
@@ -192,83 +207,68 @@ impl Weights {
         }
         let range = file.start + info.data_offsets.0..file.start + info.data_offsets.1;
         let data = &file.bytes[range.clone()];
-        let device = &self.device;
-        let tensor = match (info.dtype, memory) {
-            (Dtype::F16, Memory::Lean) => decode(data, f16::from_le_bytes, f16::is_finite)
-                .map(|values| Tensor::from_vec(values, shape, device)),
-            (Dtype::BF16, Memory::Lean) => decode(data, bf16::from_le_bytes, bf16::is_finite)
-                .map(|values| Tensor::from_vec(values, shape, device)),
-            (Dtype::F32, _) => widen(data, f32::from_le_bytes, |from, to| to.copy_from_slice(from))
-                .map(|values| Tensor::from_vec(values, shape, device)),
-            (Dtype::F16, _) => widen(data, f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to))
-                .map(|values| Tensor::from_vec(values, shape, device)),
-            (Dtype::BF16, _) => widen(data, bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to))
-                .map(|values| Tensor::from_vec(values, shape, device)),
-            (other, _) => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
+        // In NaN and infinity, and in them alone, all bits of the exponent are set.
+        let (dtype, finite) = match info.dtype {
+            Dtype::F32 => (DType::F32, no_bits_set(data, 0x7F80_0000, u32::from_le_bytes)),
+            Dtype::F16 => (DType::F16, no_bits_set(data, 0x7C00, u16::from_le_bytes)),
+            Dtype::BF16 => (DType::BF16, no_bits_set(data, 0x7F80, u16::from_le_bytes)),
+            other => return Err(Error::TensorDType { file: name, field, got: format!("{other:?}") }),
         };
-        file.bytes.release(range);
-        Ok(tensor.ok_or(Error::NotFinite { file: name, field })??)
-    }
-
-    fn find(&self, field: &str) -> Option<(&File, &TensorInfo)> {
-        let file = self.files.get(*self.index.get(field)?)?;
-        Some((file, file.metadata.info(field)?))
+        if !finite {
+            return Err(Error::NotFinite { file: name, field });
+        }
+        Ok(Found { file, range, dtype })
     }
 }
 
-/// Values a task of [`widen`] takes: enough to be worth one, few enough that small models use all cores.
+/// Where a tensor is.
+struct Found<'a> {
+    file: &'a File,
+    range: Range<usize>,
+    dtype: DType,
+}
+
+impl Found<'_> {
+    fn data(&self) -> &[u8] {
+        &self.file.bytes[self.range.clone()]
+    }
+}
+
+/// Values a task takes: enough to be worth one, few enough that small models use all cores.
 const TASK: usize = 64 * 1024;
 
-/// Little-endian numbers of `N` bytes as they are; none when one is NaN or infinite.
-fn decode<T: Copy, const N: usize>(
-    data: &[u8],
-    decode: impl Fn([u8; N]) -> T,
-    is_finite: impl Fn(T) -> bool,
-) -> Option<Vec<T>> {
-    let values: Vec<T> = data.as_chunks().0.iter().map(|&bytes| decode(bytes)).collect();
-    // Not `all`: without an early end, the loop vectorises.
-    values.iter().fold(true, |finite, &value| finite & is_finite(value)).then_some(values)
+/// Whether no number of `N` bytes has all bits of `mask`.
+fn no_bits_set<T, const N: usize>(data: &[u8], mask: T, decode: impl Fn([u8; N]) -> T + Sync) -> bool
+where
+    T: Copy + Sync + PartialEq + std::ops::BitAnd<Output = T>,
+{
+    data.as_chunks().0.par_chunks(TASK).all(|numbers| {
+        // Not `any`: without an early end, the loop vectorises.
+        !numbers.iter().fold(false, |any, &number| any | (decode(number) & mask == mask))
+    })
 }
 
-/// Little-endian numbers of `N` bytes as `f32`, on all cores; none when one is NaN or infinite.
+/// Little-endian numbers of `N` bytes as `f32`, on all cores.
 fn widen<T: Copy + Default, const N: usize>(
     data: &[u8],
     decode: impl Fn([u8; N]) -> T + Sync,
     convert: impl Fn(&[T], &mut [f32]) + Sync,
-) -> Option<Vec<f32>> {
+) -> Vec<f32> {
     let numbers: &[[u8; N]] = data.as_chunks().0;
     // Zeroed by the system when first touched, which each task does for its own part.
     let mut values = vec![0.0; numbers.len()];
-    let finite = values
-        .par_chunks_mut(TASK)
-        .zip(numbers.par_chunks(TASK))
-        .all(|(values, numbers)| widen_part(numbers, values, &decode, &convert));
-    finite.then_some(values)
-}
-
-/// One task of [`widen`]: whether all values are finite.
-fn widen_part<T: Copy + Default, const N: usize>(
-    numbers: &[[u8; N]],
-    values: &mut [f32],
-    decode: impl Fn([u8; N]) -> T,
-    convert: impl Fn(&[T], &mut [f32]),
-) -> bool {
-    const EXPONENT: u32 = 0x7F80_0000;
-    // Blocks that stay in the first-level cache from decoding (the file need not be aligned) to the check.
-    let mut decoded = [T::default(); 2048];
-    for (numbers, values) in numbers.chunks(decoded.len()).zip(values.chunks_mut(decoded.len())) {
-        let decoded = &mut decoded[..numbers.len()];
-        for (value, &bytes) in decoded.iter_mut().zip(numbers) {
-            *value = decode(bytes);
+    values.par_chunks_mut(TASK).zip(numbers.par_chunks(TASK)).for_each(|(values, numbers)| {
+        // Blocks that stay in the first-level cache: the file need not be aligned.
+        let mut decoded = [T::default(); 2048];
+        for (numbers, values) in numbers.chunks(decoded.len()).zip(values.chunks_mut(decoded.len())) {
+            let decoded = &mut decoded[..numbers.len()];
+            for (value, &bytes) in decoded.iter_mut().zip(numbers) {
+                *value = decode(bytes);
+            }
+            convert(decoded, values);
         }
-        convert(decoded, values);
-        // Branchless, so that it vectorises: all bits of the exponent are set in NaN and infinity alone.
-        let special = |value: &f32| u32::from(value.to_bits() & EXPONENT == EXPONENT);
-        if values.iter().fold(0, |any, value| any | special(value)) != 0 {
-            return false;
-        }
-    }
-    true
+    });
+    values
 }
 
 fn describe(error: &SafeTensorError) -> String {
@@ -319,6 +319,25 @@ mod tests {
             let (_dir, weights) = weights(&file(dtype, vec![2], &data));
             let tensor = weights.unwrap().pp("a").get("weight", &[2]).unwrap();
             assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.5, -2.0]);
+        }
+    }
+
+    #[test]
+    fn a_matrix_is_read_where_it_lies_or_copied_where_numbers_cannot_be() {
+        let values = [1.5f32, -2.0, 0.25, 8.0];
+        let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let aligned = file(Dtype::F32, vec![2, 2], &data);
+        // One more space in the header, and no number is where an f32 can be.
+        let mut shifted = aligned.clone();
+        let end = data_start(&shifted);
+        shifted.insert(end, b' ');
+        shifted[..8].copy_from_slice(&(end as u64 - 7).to_le_bytes());
+        for bytes in [aligned, shifted] {
+            let (_dir, weights) = weights(&bytes);
+            let matrix = weights.unwrap().pp("a").get_matrix("weight", &[2, 2]).unwrap();
+            let x = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+            let y = hiper_kernels::Linear::new(matrix, None).unwrap().forward(&x).unwrap();
+            assert_eq!(y.to_vec2::<f32>().unwrap(), [[1.5, 0.25], [-2.0, 8.0]]);
         }
     }
 

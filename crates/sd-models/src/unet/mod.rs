@@ -76,7 +76,6 @@ impl UNet2DConditionModel {
             return Ok(layers);
         }
         let layers = Layers::load(&self.weights, &self.config)?;
-        self.weights.release();
         Ok(self.layers.get_or_init(|| layers))
     }
 

@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use super::cpu::bias_of;
 use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
 use crate::cpu::isa::Isa;
+use crate::cpu::matrix::Rhs;
 use crate::cpu::microkernel::{COLS, Lhs, Tile, prefetch, tile};
 use crate::cpu::scratch::{Scratch, with_local};
-use crate::cpu::weight::Rhs;
 use transforms::{F2, F4, Transforms, both_ways};
 
 /// Most tiles in flight: their products, `(M + 2)²` for each output channel, stay near the caches.
@@ -38,10 +38,12 @@ pub(super) struct Winograd<'a> {
     pub input: [usize; 2],
     /// Height and width of the output.
     pub output: [usize; 2],
+    /// Channels of both.
+    pub channels: [usize; 2],
     /// Zeros above and to the left.
     pub padding: [usize; 2],
-    /// The matrix `[input channels, output channels]` of each of the nine taps, in row-major order.
-    pub taps: [Rhs<'a>; 9],
+    /// The kernels, turned around where they are a gradient's.
+    pub weight: Rhs<'a>,
     /// Added to every output pixel, `[O]` or `[B, O]`.
     pub bias: Option<&'a [f32]>,
     /// Added to the output, of its shape.
@@ -57,7 +59,7 @@ impl Winograd<'_> {
     }
 
     fn run_with<T: Transforms>(&self, x: &[f32]) -> Vec<f32> {
-        let [channels_in, channels_out] = [self.taps[0].depth(), self.taps[0].cols()];
+        let [channels_in, channels_out] = self.channels;
         let image_in = self.input[0] * self.input[1] * channels_in;
         let image_out = self.output[0] * self.output[1] * channels_out;
         let len = x.len() / image_in * image_out;
@@ -102,7 +104,7 @@ struct Block<'a, T> {
 impl<T: Transforms> Block<'_, T> {
     fn run(&self, x: &[f32], out: &Out) {
         let isa = Isa::current();
-        let [channels_in, channels_out] = [self.conv.taps[0].depth(), self.conv.taps[0].cols()];
+        let [channels_in, channels_out] = self.conv.channels;
         let points = T::POINTS * T::POINTS;
         let tiles = self.tiles.len();
         let row_panels = tiles.div_ceil(isa.tile_rows());
@@ -176,18 +178,15 @@ impl<T: Transforms> Block<'_, T> {
         isa: Isa,
         panels: Range<usize>,
         k: &Range<usize>,
-        buffer: &mut [f32],
+        taps: &mut [f32],
         to: &mut [f32],
     ) {
-        let size = k.len() * COLS;
-        for (panel, to) in panels.zip(to.chunks_exact_mut(T::POINTS * T::POINTS * size)) {
-            let mut buffers = buffer.chunks_exact_mut(size);
-            let taps = self
-                .conv
-                .taps
-                .each_ref()
-                .map(|tap| tap.panel(isa, panel, k.clone(), buffers.next().unwrap_or_default()));
-            pulp::Arch::new().dispatch(WeightPanel { taps, to, transforms: std::marker::PhantomData::<T> });
+        let weight = self.conv.weight;
+        for (panel, to) in panels.zip(to.chunks_exact_mut(T::POINTS * T::POINTS * k.len() * COLS)) {
+            weight.pack_taps(isa, panel, k.clone(), taps);
+            let flip = matches!(weight, Rhs::Gradient(_));
+            let transforms = std::marker::PhantomData::<T>;
+            pulp::Arch::new().dispatch(WeightPanel { taps: &*taps, flip, to, transforms });
         }
     }
 
@@ -278,7 +277,7 @@ impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let conv = self.block.conv;
-        let channels = conv.taps[0].depth();
+        let channels = conv.channels[0];
         let [image, row, col] = self.block.origin(self.tile);
         let [height, width] = conv.input;
         for at in (0..self.k.len()).step_by(S::F32_LANES) {
@@ -306,9 +305,11 @@ impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
     }
 }
 
-/// `G g Gᵀ` of nine taps, `[depth, 32]` each, to `[points, depth, 32]`.
+/// `G g Gᵀ` of nine taps, `[depth, 9, 32]`, to `[points, depth, 32]`.
 struct WeightPanel<'a, T> {
-    taps: [&'a [f32]; 9],
+    taps: &'a [f32],
+    /// Whether the kernel is turned around.
+    flip: bool,
     to: &'a mut [f32],
     transforms: std::marker::PhantomData<T>,
 }
@@ -318,17 +319,20 @@ impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let size = self.taps[0].len();
-        for at in (0..size).step_by(S::F32_LANES) {
-            // 32 columns are a whole number of vectors on every instruction set.
-            let range = at..at + S::F32_LANES;
-            let mut g = [[simd.splat_f32s(0.0); 6]; 6];
-            for (tap, taps) in self.taps.iter().enumerate() {
-                g[tap / 3][tap % 3] = load(simd, &taps[range.clone()]);
-            }
-            both_ways::<T::Weight, S>(simd, &mut g, 3, T::POINTS);
-            for (point, to) in self.to.chunks_exact_mut(size).enumerate() {
-                store(simd, &mut to[range.clone()], g[point / T::POINTS][point % T::POINTS]);
+        let size = self.taps.len() / 9;
+        for (k, taps) in self.taps.chunks_exact(9 * COLS).enumerate() {
+            for at in (0..COLS).step_by(S::F32_LANES) {
+                // 32 columns are a whole number of vectors on every instruction set.
+                let mut g = [[simd.splat_f32s(0.0); 6]; 6];
+                for tap in 0..9 {
+                    let from = if self.flip { 8 - tap } else { tap };
+                    g[tap / 3][tap % 3] = load(simd, &taps[from * COLS + at..][..S::F32_LANES]);
+                }
+                both_ways::<T::Weight, S>(simd, &mut g, 3, T::POINTS);
+                for (point, to) in self.to.chunks_exact_mut(size).enumerate() {
+                    let to = &mut to[k * COLS + at..][..S::F32_LANES];
+                    store(simd, to, g[point / T::POINTS][point % T::POINTS]);
+                }
             }
         }
     }
@@ -351,7 +355,7 @@ impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let conv = self.block.conv;
-        let channels = conv.taps[0].cols();
+        let channels = conv.channels[1];
         let [image, row, col] = self.block.origin(self.tile);
         let [height, width] = conv.output;
         let first = self.panel * COLS;
