@@ -34,13 +34,11 @@ impl Compute {
         })
     }
 
-    /// Bytes that saving time takes: every weight as f32, and what a step keeps.
+    /// Bytes that saving time takes: the weights, which stay in their files' memory, and what a step keeps.
     fn needed(&self, files: &ModelFiles) -> Result<u64> {
         let mut needed = STEP;
         for component in ["unet", "vae", "text_encoder"] {
-            let tensors = Weights::load(files, component, &self.device)?.tensors();
-            let values: usize = tensors.iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
-            needed += 4 * values as u64;
+            needed += Weights::load(files, component, &self.device)?.bytes();
         }
         Ok(needed)
     }

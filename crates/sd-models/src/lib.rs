@@ -17,6 +17,9 @@
 //! # }
 //! ```
 
+#[cfg(target_endian = "big")]
+compile_error!("weights are read where the file has them, and it has them little-endian");
+
 mod blocks;
 mod clip_text_model;
 mod error;

@@ -67,8 +67,8 @@ pub struct Common {
         hide_possible_values = true
     )]
     pub dtype: DTypeChoice,
-    /// What to save when both cannot be had: fast (time), lean (memory: f16 weights stay f16, and steps compute again what
-    /// they could keep), or auto, which is fast where the networks fit what is free
+    /// What to save when both cannot be had: fast (time), lean (memory: steps compute again what they could keep), or auto,
+    /// which is fast where the networks fit what is free
     #[arg(
         long,
         global = true,

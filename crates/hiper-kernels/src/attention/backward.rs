@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::AttentionShape;
@@ -16,7 +16,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
-use crate::cpu::simd::sum;
+use crate::cpu::simd::{RowsOf32, run_rows, sum};
 
 /// Queries of a head that one task takes, a multiple of a group: a thread that was held up is helped out. (A constant, as the
 /// order of the sums depends on it. Tests have few queries.)
@@ -149,7 +149,7 @@ impl HeadGradients<'_> {
             self.head.scores(keys, q_lanes, &block, p);
             self.head.mask(first, &block, p);
             self.head.scores(values, dy_lanes, &block, ds);
-            pulp::Arch::new().dispatch(ScoreGradients { p, ds, lse: &lse, delta: &delta });
+            run_rows(ScoreGradients { p, ds, lse: &lse, delta: &delta });
             self.head.weighted_sums(key_columns, ds, &block, dq_lanes);
             let keys = self.wanted.start.max(block.start)..self.wanted.end.min(block.end);
             if !keys.is_empty() {
@@ -176,20 +176,7 @@ struct ScoreGradients<'a> {
     delta: &'a [f32; QUERIES],
 }
 
-impl WithSimd for ScoreGradients<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match S::F32_LANES {
-            16 => self.run::<S, 2>(simd),
-            _ => self.run::<S, 4>(simd),
-        }
-    }
-}
-
-impl ScoreGradients<'_> {
-    /// `N` vectors of a row at a time.
+impl RowsOf32 for ScoreGradients<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
         let (p, ds) = (S::as_mut_simd_f32s(self.p).0, S::as_mut_simd_f32s(self.ds).0);

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{AttentionMask, AttentionShape};
@@ -15,6 +15,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::math::exp_of_negative;
 use crate::cpu::microkernel::{COLS, Lhs, Tile, tile};
 use crate::cpu::scratch::{Scratch, with_local};
+use crate::cpu::simd::{RowsOf32, run_rows};
 use crate::cpu::{TASKS, stretch};
 
 /// Queries a group: one panel's columns.
@@ -240,7 +241,7 @@ impl Head<'_> {
             self.mask(first, &block, scores);
             let scores = &mut scores[..block.len() * QUERIES];
             let (maxima, totals) = (&mut maxima, &mut totals);
-            pulp::Arch::new().dispatch(Softmax { scores, maxima, totals, sums });
+            run_rows(Softmax { scores, maxima, totals, sums });
             self.weighted_sums(values, scores, &block, sums);
         }
         for lane in 0..QUERIES {
@@ -259,20 +260,7 @@ struct Softmax<'a> {
     sums: &'a mut [f32],
 }
 
-impl WithSimd for Softmax<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match S::F32_LANES {
-            16 => self.run::<S, 2>(simd),
-            _ => self.run::<S, 4>(simd),
-        }
-    }
-}
-
-impl Softmax<'_> {
-    /// `N` vectors of a row at a time.
+impl RowsOf32 for Softmax<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
         let (scores, sums) = (S::as_mut_simd_f32s(self.scores).0, S::as_mut_simd_f32s(self.sums).0);

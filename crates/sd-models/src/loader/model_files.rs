@@ -176,8 +176,7 @@ impl ModelFiles {
         self.dtype
     }
 
-    /// The same files, for networks that save time (the default) or memory: then weights stay in the type that the file
-    /// has, and an f16 checkpoint costs its own size.
+    /// The same files, for networks that save time (the default) or memory.
     ///
     /// ```no_run
     /// # fn main() -> sd_models::Result<()> {
@@ -297,8 +296,9 @@ const HASHED_BYTES: usize = 64 * 1024;
 #[allow(unsafe_code)]
 fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
-    // SAFETY: the map is only ever read. A checkpoint that another program truncates while it is mapped would fault, as
-    // with every reader of mapped weights; files are replaced by renaming, which leaves the mapped one intact.
+    // SAFETY: the map is only ever read. It lives as long as the network whose weights it holds; a checkpoint that another
+    // program truncates or writes to meanwhile would fault or change them, as with every reader of mapped weights. Files
+    // are replaced by renaming, which leaves the mapped one intact.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     Ok(Bytes::Mapped(Arc::new(map)))
 }

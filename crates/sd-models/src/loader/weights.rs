@@ -154,6 +154,11 @@ impl Weights {
         list
     }
 
+    /// Size of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes.len() as u64).sum()
+    }
+
     /// The tensor `name` as `f32`, of exactly this shape.
     ///
     /// # Errors
@@ -169,8 +174,8 @@ impl Weights {
         Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
-    /// A layer's matrix or kernels, in `f32`, or under [`Memory::Lean`] in the type that the file has: a part of the mapped file
-    /// where that type is this, else a copy. On a card, in the type that the network computes in.
+    /// A layer's matrix or kernels, in the type that the file has: a part of the mapped file. On a card, a copy in the type that
+    /// the network computes in.
     ///
     /// # Errors
     /// As [`Weights::get`].
@@ -182,14 +187,11 @@ impl Weights {
             found.file.bytes.release(found.range);
             return Ok(tensor.to_dtype(self.dtype)?.into());
         }
-        if found.dtype == DType::F32 || self.memory == Memory::Lean {
-            let (bytes, range) = (found.file.bytes.shared(), found.range.clone());
-            // Nearly every file's numbers are aligned.
-            if let Ok(weight) = Weight::in_place(bytes, range, found.dtype, shape) {
-                return Ok(weight);
-            }
+        match Weight::in_place(found.file.bytes.shared(), found.range, found.dtype, shape) {
+            Ok(weight) => Ok(weight),
+            // Rare: a file whose numbers lie where the processor cannot read them.
+            Err(_) => self.get(name, shape).map(Weight::from),
         }
-        self.get(name, shape).map(Weight::from)
     }
 
     /// A tensor of this shape, whose values have been checked.
