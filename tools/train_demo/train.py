@@ -3,8 +3,8 @@
     pip install -r tools/train_demo/requirements.txt
     python tools/train_demo/train.py --out DIR
 
-DIR/model is the finished folder, DIR/log.jsonl the losses (and the minutes since the command began), DIR/sheet_*.png what the model
-drew on the way. Every schedule counts samples, never time. Run again with the same DIR to go on where it stopped; with more
+DIR/model is the finished folder, DIR/log.jsonl the losses (and the minutes so far, of all runs with this DIR), DIR/sheet_*.png what the
+model drew on the way. Every schedule counts samples, never time. Run again with the same DIR to go on where it stopped; with more
 --unet-samples, to go on beyond: the learning rate is constant up to the last 30 %. The scenes come from `cargo xtask scenes`.
 """
 import argparse
@@ -54,9 +54,10 @@ def main():
     torch.set_num_threads(a.threads)
     a.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0); np.random.seed(0); random.seed(0)
-    log_file = open(a.out / "log.jsonl", "a", buffering=1)
-
-    started = time.monotonic()
+    log_file = open(a.out / "log.jsonl", "a+", buffering=1)
+    log_file.seek(0)
+    before = [json.loads(line)["minutes"] for line in log_file]
+    started = time.monotonic() - 60 * (before[-1] if before else 0)
 
     def log(**fields):
         line = json.dumps({**fields, "minutes": round((time.monotonic() - started) / 60, 2)})
