@@ -12,10 +12,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         list(&model, &mut files)?;
     }
     files.sort();
-    let mut table = String::from("pub static FILES: &[(&str, &[u8])] = &[\n");
+    // Aligned, so that weights can be read where they are.
+    let mut table = String::from("#[repr(align(64))]\nstruct Aligned<T>(T);\n");
+    table.push_str("pub static FILES: &[(&str, &[u8])] = &[\n");
     for file in &files {
         let relative = file.strip_prefix(&model)?.to_string_lossy().replace('\\', "/");
-        writeln!(table, "    ({relative:?}, include_bytes!({file:?})),")?;
+        writeln!(table, "    ({relative:?}, &Aligned(*include_bytes!({file:?})).0),")?;
     }
     table.push_str("];\n");
     for (name, file) in [("PHOTO", "demo-photo.png"), ("TEXTS", "demo.json")] {
