@@ -122,7 +122,9 @@ impl Weight {
         match &*storage {
             Storage::Cpu(CpuStorage::F32(values)) => Ok(Values::F32(Stored::Own(values[start..end].into()))),
             Storage::Cpu(CpuStorage::F16(values)) => Ok(Values::F16(Stored::Own(values[start..end].into()))),
-            Storage::Cpu(CpuStorage::BF16(values)) => Ok(Values::BF16(Stored::Own(values[start..end].into()))),
+            Storage::Cpu(CpuStorage::BF16(values)) => {
+                Ok(Values::BF16(Stored::Own(values[start..end].into())))
+            }
             _ => Err(Error::Device.into()),
         }
     }

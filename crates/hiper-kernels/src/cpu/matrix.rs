@@ -10,7 +10,7 @@ use candle_core::Result;
 use half::slice::HalfFloatSliceExt;
 
 use super::isa::Isa;
-use super::microkernel::{COLS, prefetch, transpose_16x16};
+use super::microkernel::{COLS, prefetch, transpose_16x16, widen};
 use crate::weight::{Values, Weight};
 
 /// `W [rows, width]`, row-major: a row for each output channel. Of a convolution's kernels, `[O, I, KH, KW]`, a row is
@@ -38,12 +38,12 @@ impl Matrix {
     }
 
     /// Columns of a row: where they lie, or widened into `buffer`.
-    fn row<'a>(&'a self, row: usize, columns: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
+    fn row<'a>(&'a self, isa: Isa, row: usize, columns: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..columns.len()];
         let at = row * self.width + columns.start..row * self.width + columns.end;
         match &self.values {
             Some(Values::F32(values)) => return &values[at],
-            Some(Values::F16(values)) => values[at].convert_to_f32_slice(buffer),
+            Some(Values::F16(values)) => widen(isa, &values[at], buffer),
             Some(Values::BF16(values)) => values[at].convert_to_f32_slice(buffer),
             None => buffer.fill(0.0),
         }
@@ -78,7 +78,7 @@ impl Matrix {
                 Some(Values::F32(values)) => (&values[rows.start * self.width + first..], self.width),
                 _ => {
                     for (row, strip) in rows.clone().zip(strip.chunks_exact_mut(STRIP)) {
-                        self.row(row, columns.clone(), strip);
+                        self.row(isa, row, columns.clone(), strip);
                     }
                     (&strip[..], STRIP)
                 }
@@ -103,17 +103,18 @@ impl Matrix {
     }
 
     /// Columns of some rows as panels, `[panel][rows, 32]`, zeros in place of missing columns.
-    fn copy(&self, rows: Range<usize>, panels: Range<usize>, out: &mut [f32]) {
+    fn copy(&self, isa: Isa, rows: Range<usize>, panels: Range<usize>, out: &mut [f32]) {
         /// Columns at a time.
         const PIECE: usize = 16 * COLS;
         let size = rows.len() * COLS;
         let mut widened = [0f32; PIECE];
         for (i, row) in rows.enumerate() {
-            for (piece, out) in panels.clone().step_by(PIECE / COLS).zip(out.chunks_mut(PIECE / COLS * size)) {
+            for (piece, out) in panels.clone().step_by(PIECE / COLS).zip(out.chunks_mut(PIECE / COLS * size))
+            {
                 let first = piece * COLS;
                 let end = (first + PIECE).min(panels.end * COLS).min(self.width);
                 self.prefetch(row + 2, first..end);
-                let values = self.row(row, first..end, &mut widened);
+                let values = self.row(isa, row, first..end, &mut widened);
                 let (whole, rest) = values.as_chunks::<COLS>();
                 let mut panels = out.chunks_exact_mut(size).map(|panel| &mut panel[i * COLS..][..COLS]);
                 whole.iter().zip(&mut panels).for_each(|(values, panel)| panel.copy_from_slice(values));
@@ -126,13 +127,13 @@ impl Matrix {
     }
 
     /// A panel of 32 input channels of a 3 × 3 kernel's rows, `[rows, 9, 32]`, zeros in place of missing channels.
-    fn copy_taps(&self, rows: Range<usize>, panel: usize, out: &mut [f32]) {
+    fn copy_taps(&self, isa: Isa, rows: Range<usize>, panel: usize, out: &mut [f32]) {
         let first = panel * COLS * TAPS;
         let columns = first..(first + COLS * TAPS).min(self.width);
         let mut widened = [0f32; COLS * TAPS];
         for (row, out) in rows.zip(out.as_chunks_mut::<{ COLS * TAPS }>().0) {
             self.prefetch(row + 2, columns.clone());
-            let values = self.row(row, columns.clone(), &mut widened);
+            let values = self.row(isa, row, columns.clone(), &mut widened);
             match <&[f32; COLS * TAPS]>::try_from(values) {
                 Ok(values) => {
                     for (tap, out) in out.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
@@ -187,7 +188,7 @@ impl Rhs<'_> {
                     matrix.transpose(isa, rows, k.clone(), out);
                 }
             }
-            Self::Gradient(matrix) => matrix.copy(k, panels, out),
+            Self::Gradient(matrix) => matrix.copy(isa, k, panels, out),
         }
     }
 
@@ -196,7 +197,7 @@ impl Rhs<'_> {
     pub(crate) fn pack_taps(&self, isa: Isa, panel: usize, k: Range<usize>, out: &mut [f32]) {
         match self {
             Self::Forward(_) => self.pack(isa, panel..panel + 1, k.start * TAPS..k.end * TAPS, out),
-            Self::Gradient(matrix) => matrix.copy_taps(k, panel, out),
+            Self::Gradient(matrix) => matrix.copy_taps(isa, k, panel, out),
         }
     }
 }
@@ -246,12 +247,15 @@ mod tests {
     fn taps_lie_beside_each_other_in_both_directions() {
         let (outputs, inputs) = (40, 70);
         each(&[outputs, inputs, 3, 3], |isa, matrix, exact| {
-            for (rhs, [from, to]) in [(Rhs::Forward(matrix), [inputs, outputs]), (Rhs::Gradient(matrix), [outputs, inputs])] {
+            for (rhs, [from, to]) in
+                [(Rhs::Forward(matrix), [inputs, outputs]), (Rhs::Gradient(matrix), [outputs, inputs])]
+            {
                 for (panel, k) in [(0, 0..from), (1, 3..20)] {
                     let mut out = vec![f32::NAN; k.len() * TAPS * COLS];
                     rhs.pack_taps(isa, panel, k.clone(), &mut out);
                     for (i, &got) in out.iter().enumerate() {
-                        let (c, tap, col) = (i / COLS / TAPS + k.start, i / COLS % TAPS, panel * COLS + i % COLS);
+                        let (c, tap, col) =
+                            (i / COLS / TAPS + k.start, i / COLS % TAPS, panel * COLS + i % COLS);
                         let (o, i_) = if matches!(rhs, Rhs::Forward(_)) { (col, c) } else { (c, col) };
                         let expected = if col < to { exact[(o * inputs + i_) * TAPS + tap] } else { 0.0 };
                         assert_eq!(got, expected, "{isa:?} {panel} {k:?} {i}");

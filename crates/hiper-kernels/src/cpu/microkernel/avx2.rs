@@ -4,10 +4,13 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
+    _mm256_unpacklo_ps,
 };
+
+use half::f16;
 
 use super::{COLS, Lhs, MAX_ROWS, Tile, WIDE};
 
@@ -190,5 +193,20 @@ unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut f32, dst_s
             _mm256_storeu_ps(dst.add(m * dst_stride), _mm256_permute2f128_ps::<0x20>(s[m], s[4 + m]));
             _mm256_storeu_ps(dst.add((m + 4) * dst_stride), _mm256_permute2f128_ps::<0x31>(s[m], s[4 + m]));
         }
+    }
+}
+
+/// # Safety
+/// AVX and F16C.
+#[target_feature(enable = "avx,f16c")]
+pub(super) unsafe fn widen(from: &[f16], to: &mut [f32]) {
+    let (from, rest) = from.as_chunks::<8>();
+    let (to, last) = to.as_chunks_mut::<8>();
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: eight numbers of two bytes, and eight of four.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+    }
+    for (from, to) in rest.iter().zip(last) {
+        *to = from.to_f32();
     }
 }

@@ -6,6 +6,9 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use super::isa::Isa;
 
 /// Most rows of a tile: 14 × 2 accumulators, 2 registers of the right-hand side and 1 to broadcast fill AVX-512's 32.
@@ -144,6 +147,19 @@ pub(crate) fn transpose_16x16(isa: Isa, src: &[f32], src_stride: usize, dst: &mu
     }
 }
 
+/// f16 numbers as f32.
+#[inline]
+pub(crate) fn widen(isa: Isa, from: &[f16], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` saw AVX and F16C for both.
+        #[allow(unsafe_code)]
+        Isa::Avx512 | Isa::Avx2 => unsafe { avx2::widen(from, to) },
+        Isa::Portable => from.convert_to_f32_slice(to),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +198,18 @@ mod tests {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_widened_on_every_instruction_set() {
+        let from: Vec<f16> = (0..u16::MAX).map(f16::from_bits).filter(|value| value.is_finite()).collect();
+        for isa in Isa::available() {
+            for len in [0, 1, 7, 8, 9, 40, from.len()] {
+                let mut to = vec![f32::NAN; len];
+                widen(isa, &from[..len], &mut to);
+                assert!(to.iter().zip(&from).all(|(to, from)| *to == from.to_f32()), "{isa:?} {len}");
             }
         }
     }
