@@ -61,11 +61,11 @@ fn floats(forward: usize, gradient: usize) -> [Work; 2] {
 
 fn conv(channels_in: usize, channels_out: usize) -> Result<Conv2d> {
     let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
-    Conv2d::new(&filled(&[channels_out, channels_in, 3, 3])?, Some(&filled(&[channels_out])?), config)
+    Conv2d::new(filled(&[channels_out, channels_in, 3, 3])?, Some(&filled(&[channels_out])?), config)
 }
 
 fn linear(inputs: usize, outputs: usize) -> Result<Linear> {
-    Linear::new(&filled(&[outputs, inputs])?, Some(&filled(&[outputs])?))
+    Linear::new(filled(&[outputs, inputs])?, Some(&filled(&[outputs])?))
 }
 
 fn group_norm(channels: usize) -> Result<GroupNorm> {

@@ -69,7 +69,7 @@ impl Readers {
         let trunk = (0..4)
             .map(|i| {
                 let part = |kind: &str, name: &str| get(format!("{kind}.{i}.{name}"));
-                let conv = Conv2d::new(&part("convs", "weight")?, Some(&part("convs", "bias")?), config)?;
+                let conv = Conv2d::new(part("convs", "weight")?, Some(&part("convs", "bias")?), config)?;
                 let (weight, bias) = (part("norms", "weight")?, part("norms", "bias")?);
                 Ok((conv, GroupNorm::new(&weight, &bias, 8, 1e-5, Some(Activation::Silu))?))
             })
@@ -78,7 +78,7 @@ impl Readers {
             .iter()
             .map(|(name, _)| {
                 let part = |part: &str| get(format!("heads.{name}.{part}"));
-                Ok(Linear::new(&part("weight")?, Some(&part("bias")?))?)
+                Ok(Linear::new(part("weight")?, Some(&part("bias")?))?)
             })
             .collect::<Result<_>>()?;
         Ok(Self { trunk, heads })

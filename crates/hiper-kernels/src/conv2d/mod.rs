@@ -204,7 +204,7 @@ mod tests {
                 let weights = normals(o * i * kernel * kernel, 8);
                 let bias = normals(o, 9);
                 let conv = Conv2d::new(
-                    &Tensor::from_slice(&weights, (o, i, kernel, kernel), &Device::Cpu).unwrap(),
+                    Tensor::from_slice(&weights, (o, i, kernel, kernel), &Device::Cpu).unwrap(),
                     Some(&Tensor::from_slice(&bias, o, &Device::Cpu).unwrap()),
                     config,
                 )
@@ -222,7 +222,7 @@ mod tests {
         let (b, h, w, i, o) = (1, 25, 26, 2, 3);
         let (weights, bias) = (normals(o * i * 9, 8), normals(o, 9));
         let conv = Conv2d::new(
-            &Tensor::from_slice(&weights, (o, i, 3, 3), &Device::Cpu).unwrap(),
+            Tensor::from_slice(&weights, (o, i, 3, 3), &Device::Cpu).unwrap(),
             Some(&Tensor::from_slice(&bias, o, &Device::Cpu).unwrap()),
             config,
         )
@@ -245,7 +245,7 @@ mod tests {
                     let conv = on_host(|| {
                         let weight = Tensor::from_slice(&w9, (o, i, 3, 3), &Device::Cpu).unwrap();
                         let bias = Tensor::from_slice(&bias, o, &Device::Cpu).unwrap();
-                        Conv2d::new(&weight.to_dtype(dtype).unwrap(), Some(&bias), config).unwrap()
+                        Conv2d::new(weight.to_dtype(dtype).unwrap(), Some(&bias), config).unwrap()
                     });
                     let reference = reference::Conv { weights: &w9, bias: &bias, kernel: 3, config };
                     let definition = |x: &[Vec<f64>]| reference.forward(&x[0], [b, h, w, i]);

@@ -150,7 +150,7 @@ mod tests {
                 let linear = on_host(|| {
                     let weight = Tensor::from_slice(&w, (outputs, inputs), &Device::Cpu).unwrap();
                     let bias = Tensor::from_slice(&b, outputs, &Device::Cpu).unwrap();
-                    Linear::new(&weight.to_dtype(dtype).unwrap(), with_bias.then_some(&bias)).unwrap()
+                    Linear::new(weight.to_dtype(dtype).unwrap(), with_bias.then_some(&bias)).unwrap()
                 });
                 check_on_card(
                     dtype,
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_wrong_width_is_an_error() {
-        let linear = Linear::new(&Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(), None).unwrap();
+        let linear = Linear::new(Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(), None).unwrap();
         let error = linear.forward(&Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap()).unwrap_err();
         assert!(error.to_string().contains("x must be [.., 3], got [1, 4]"), "{error}");
     }

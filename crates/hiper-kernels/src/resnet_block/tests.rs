@@ -57,10 +57,10 @@ impl Weights {
         };
         let conv = |n: usize, c: usize| {
             let [weight, bias] = &self.convs[n];
-            Conv2d::new(&matrix(weight, &[o, c, 3, 3])?, Some(&tensor(bias, &[o])), config)
+            Conv2d::new(matrix(weight, &[o, c, 3, 3])?, Some(&tensor(bias, &[o])), config)
         };
         let shortcut =
-            || Linear::new(&matrix(&self.shortcut[0], &[o, i])?, Some(&tensor(&self.shortcut[1], &[o])));
+            || Linear::new(matrix(&self.shortcut[0], &[o, i])?, Some(&tensor(&self.shortcut[1], &[o])));
         Ok(ResnetBlock {
             norm1: norm(0, i)?,
             conv1: conv(0, i)?,
@@ -133,7 +133,7 @@ fn a_picture_with_its_own_time_is_what_it_is_alone() {
     // Winograd's two sizes of tile, and a convolution that is one product over the whole batch.
     let winograd = weights.block().unwrap();
     let conv1 = Conv2d::new(
-        &tensor(&normals(i * o, 21), &[o, i, 1, 1]),
+        tensor(&normals(i * o, 21), &[o, i, 1, 1]),
         Some(&tensor(&normals(o, 22), &[o])),
         Conv2dConfig { stride: 1, padding: Padding::same(0) },
     );

@@ -33,7 +33,7 @@ impl Sizes {
         let [weight, bias] = self.weights(seed, inputs, outputs);
         let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
         let bias = Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap();
-        Linear::new(&weight.to_dtype(self.dtype).unwrap(), Some(&bias)).unwrap()
+        Linear::new(weight.to_dtype(self.dtype).unwrap(), Some(&bias)).unwrap()
     }
 
     fn exact(&self, seed: u64, x: &[f64], inputs: usize, outputs: usize) -> Vec<f64> {
