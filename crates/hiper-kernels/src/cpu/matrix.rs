@@ -11,30 +11,29 @@ use half::slice::HalfFloatSliceExt;
 
 use super::isa::Isa;
 use super::microkernel::{COLS, prefetch, transpose_16x16, widen};
-use crate::weight::{Values, Weight};
+use crate::weight::{Stored, Values, Weight};
 
 /// `W [rows, width]`, row-major: a row for each output channel. Of a convolution's kernels, `[O, I, KH, KW]`, a row is
 /// `[I, KH·KW]`: all taps of a channel, then those of the next.
 pub(crate) struct Matrix {
-    /// None of a layer that is on a card.
-    values: Option<Values>,
+    values: Values,
     rows: usize,
     width: usize,
 }
 
 /// Taps of a 3 × 3 kernel.
-const TAPS: usize = 9;
+pub(crate) const TAPS: usize = 9;
 
 impl Matrix {
     pub(crate) fn new(weight: Weight) -> Result<Self> {
         let rows = weight.dims().first().copied().unwrap_or_default();
         let width = weight.dims().iter().skip(1).product();
-        Ok(Self { values: Some(weight.values()?), rows, width })
+        Ok(Self { values: weight.values()?, rows, width })
     }
 
     /// In place of one that is on a card: nothing here reads it.
     pub(crate) fn elsewhere() -> Self {
-        Self { values: None, rows: 0, width: 0 }
+        Self { values: Values::F32(Stored::Own([].into())), rows: 0, width: 0 }
     }
 
     /// Columns of a row: where they lie, or widened into `buffer`.
@@ -42,10 +41,9 @@ impl Matrix {
         let buffer = &mut buffer[..columns.len()];
         let at = row * self.width + columns.start..row * self.width + columns.end;
         match &self.values {
-            Some(Values::F32(values)) => return &values[at],
-            Some(Values::F16(values)) => widen(isa, &values[at], buffer),
-            Some(Values::BF16(values)) => values[at].convert_to_f32_slice(buffer),
-            None => buffer.fill(0.0),
+            Values::F32(values) => return &values[at],
+            Values::F16(values) => widen(isa, &values[at], buffer),
+            Values::BF16(values) => values[at].convert_to_f32_slice(buffer),
         }
         buffer
     }
@@ -58,10 +56,9 @@ impl Matrix {
         }
         let at = row * self.width + columns.start..row * self.width + end;
         match &self.values {
-            Some(Values::F32(values)) => prefetch(&values[at]),
-            Some(Values::F16(values)) => prefetch(&values[at]),
-            Some(Values::BF16(values)) => prefetch(&values[at]),
-            None => {}
+            Values::F32(values) => prefetch(&values[at]),
+            Values::F16(values) => prefetch(&values[at]),
+            Values::BF16(values) => prefetch(&values[at]),
         }
     }
 
@@ -75,7 +72,7 @@ impl Matrix {
         for (first, out) in columns.clone().step_by(STRIP).zip(out.chunks_mut(STRIP * COLS)) {
             let columns = first..(first + STRIP).min(columns.end);
             let (src, stride) = match &self.values {
-                Some(Values::F32(values)) => (&values[rows.start * self.width + first..], self.width),
+                Values::F32(values) => (&values[rows.start * self.width + first..], self.width),
                 _ => {
                     for (row, strip) in rows.clone().zip(strip.chunks_exact_mut(STRIP)) {
                         self.row(isa, row, columns.clone(), strip);

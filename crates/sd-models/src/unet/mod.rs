@@ -41,7 +41,7 @@ impl UNet2DConditionModel {
     }
 
     /// As [`UNet2DConditionModel::load`], but leaves the weights, most of a checkpoint, until they are needed: what comes
-    /// before, such as encoding a picture, has their memory until then.
+    /// before, such as encoding a picture, has the memory until then (a card's; on a CPU the pages of the file).
     ///
     /// # Errors
     /// When the configuration asks for what is not built here, or a file is missing or truncated.

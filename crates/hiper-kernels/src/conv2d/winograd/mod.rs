@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::cpu::bias_of;
 use crate::cpu::gemm::{LHS_PANEL, depth_blocks};
 use crate::cpu::isa::Isa;
-use crate::cpu::matrix::Rhs;
+use crate::cpu::matrix::{Rhs, TAPS};
 use crate::cpu::microkernel::{COLS, Lhs, Tile, prefetch, tile};
 use crate::cpu::scratch::{Scratch, with_local};
 use transforms::{F2, F4, Transforms, both_ways};
@@ -138,8 +138,8 @@ impl<T: Transforms> Block<'_, T> {
                 let panels = g * group..((g + 1) * group).min(col_panels);
                 let size = panels.len() * points * tile_size;
                 products.par_chunks_mut(row_share * size).enumerate().for_each(|(share, products)| {
-                    with_local((points * panels.len() + 9) * k.len() * COLS, |local| {
-                        let (buffer, weights) = local.split_at_mut(9 * k.len() * COLS);
+                    with_local((points * panels.len() + TAPS) * k.len() * COLS, |local| {
+                        let (buffer, weights) = local.split_at_mut(TAPS * k.len() * COLS);
                         self.transform_weights(isa, panels.clone(), &k, buffer, weights);
                         let first = share * row_share;
                         let transformed = &transformed[first * points * LHS_PANEL..];
@@ -319,13 +319,13 @@ impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let size = self.taps.len() / 9;
-        for (k, taps) in self.taps.chunks_exact(9 * COLS).enumerate() {
+        let size = self.taps.len() / TAPS;
+        for (k, taps) in self.taps.chunks_exact(TAPS * COLS).enumerate() {
             for at in (0..COLS).step_by(S::F32_LANES) {
                 // 32 columns are a whole number of vectors on every instruction set.
                 let mut g = [[simd.splat_f32s(0.0); 6]; 6];
-                for tap in 0..9 {
-                    let from = if self.flip { 8 - tap } else { tap };
+                for tap in 0..TAPS {
+                    let from = if self.flip { TAPS - 1 - tap } else { tap };
                     g[tap / 3][tap % 3] = load(simd, &taps[from * COLS + at..][..S::F32_LANES]);
                 }
                 both_ways::<T::Weight, S>(simd, &mut g, 3, T::POINTS);
