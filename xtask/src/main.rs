@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: sd_models::AlignedAllocator = sd_models::AlignedAllocator;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "What a contributor does twice")]
 struct Args {

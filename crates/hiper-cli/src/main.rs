@@ -29,6 +29,9 @@ use args::{Cli, LogFormat};
 use console::Console;
 pub use error::{Error, Result};
 
+#[global_allocator]
+static ALLOCATOR: sd_models::AlignedAllocator = sd_models::AlignedAllocator;
+
 fn main() -> ExitCode {
     sd_models::keep_freed_memory();
     let cli = match Cli::try_parse() {

@@ -70,7 +70,7 @@ pub use gpu::{host::on_host, test_card::on_test_device};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use memory::{Memory, keep_freed_memory};
+pub use memory::{AlignedAllocator, Memory, keep_freed_memory};
 pub use random::{Drawn, GENERATOR_STATE, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
 pub use timestep::timestep_embedding;

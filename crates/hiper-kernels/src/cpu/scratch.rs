@@ -4,33 +4,42 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+/// A line of the cache: memory made of lines starts with one, so that no vector of it lies in two.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+/// Values of a line.
+const LINE: usize = 16;
+
+static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static LOCAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static LOCAL: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Values from the pool, for all threads of one operator; what they hold is left over from before. Back to the pool when dropped.
 pub(crate) struct Scratch {
-    values: Vec<f32>,
+    lines: Vec<Line>,
     len: usize,
 }
 
 impl Scratch {
     /// `len` values: the smallest that fits of those in the pool, or the largest, grown.
     pub(crate) fn new(len: usize) -> Self {
-        let mut values = {
+        let needed = len.div_ceil(LINE);
+        let mut lines = {
             let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let fits = (0..pool.len()).filter(|&i| pool[i].len() >= len).min_by_key(|&i| pool[i].len());
+            let fits = (0..pool.len()).filter(|&i| pool[i].len() >= needed).min_by_key(|&i| pool[i].len());
             let best = fits.or_else(|| (0..pool.len()).max_by_key(|&i| pool[i].len()));
             best.map_or_else(Vec::new, |i| pool.swap_remove(i))
         };
-        if values.len() < len {
+        if lines.len() < needed {
             // Not `resize`: the old content is of no use, so nothing is copied.
-            drop(std::mem::take(&mut values));
-            values = vec![0.0; len];
+            drop(std::mem::take(&mut lines));
+            lines = vec![Line([0.0; LINE]); needed];
         }
-        Self { values, len }
+        Self { lines, len }
     }
 }
 
@@ -38,34 +47,34 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
+        &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        pool.push(std::mem::take(&mut self.values));
+        pool.push(std::mem::take(&mut self.lines));
     }
 }
 
 /// Calls `f` with `len` values of this thread's own; what they hold is left over from before.
 pub(crate) fn with_local<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken out while in use, so that a nested call gets memory of its own.
-    let mut values = LOCAL.with_borrow_mut(std::mem::take);
-    if values.len() < len {
-        values = vec![0.0; len];
+    let mut lines = LOCAL.with_borrow_mut(std::mem::take);
+    if lines.len() < len.div_ceil(LINE) {
+        lines = vec![Line([0.0; LINE]); len.div_ceil(LINE)];
     }
-    let result = f(&mut values[..len]);
+    let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
     LOCAL.with_borrow_mut(|local| {
-        if local.len() < values.len() {
-            *local = values;
+        if local.len() < lines.len() {
+            *local = lines;
         }
     });
     result
