@@ -215,7 +215,7 @@ fn add_outer(isa: Isa, weights: &[f32], rows: &[f32], padded: usize, sums: &mut 
                 columns: width.min(padded - col),
                 add: true,
             };
-            tile(isa, t, &mut sums[col..], padded);
+            tile(isa, &t, &mut sums[col..], padded);
         }
     }
 }

@@ -167,7 +167,7 @@ impl Head<'_> {
                     columns: QUERIES,
                     add: block > 0,
                 };
-                tile(self.isa, t, scores, QUERIES);
+                tile(self.isa, &t, scores, QUERIES);
             }
         }
     }
@@ -197,7 +197,7 @@ impl Head<'_> {
                     columns: QUERIES,
                     add: true,
                 };
-                tile(self.isa, t, sums, QUERIES);
+                tile(self.isa, &t, sums, QUERIES);
             }
         }
     }

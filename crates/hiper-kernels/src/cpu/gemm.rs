@@ -171,7 +171,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
                         };
                         // SAFETY: the caller's promise.
                         unsafe {
-                            self.tile(t, rows.start, col);
+                            self.tile(&t, rows.start, col);
                             if k.end == self.depth {
                                 self.finish(rows, col);
                             }
@@ -184,7 +184,7 @@ impl<L: Fn(usize, Range<usize>, &mut [f32]), E: Fn(usize, usize, &mut [f32])> Pr
 
     /// # Safety
     /// The tile at `(row, col)` lies inside the result, and no other thread touches it.
-    unsafe fn tile(&self, t: Tile<'_>, row: usize, col: usize) {
+    unsafe fn tile(&self, t: &Tile<'_>, row: usize, col: usize) {
         let width = COLS.min(self.cols - col);
         // SAFETY: by the caller's promise these elements exist and are this thread's.
         unsafe {

@@ -237,7 +237,7 @@ impl Sizes {
                         columns: COLS,
                         add: k.start > 0,
                     };
-                    tile(isa, t, products, COLS);
+                    tile(isa, &t, products, COLS);
                 }
             }
         }

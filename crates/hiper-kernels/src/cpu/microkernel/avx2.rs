@@ -36,7 +36,7 @@ const BLOCKS: [&[usize]; MAX_ROWS + 1] = [
 /// # Safety
 /// AVX2 and FMA; `t` and `c` as [`super::tile`] asserts them.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
+pub(super) unsafe fn tile(t: &Tile<'_>, c: *mut f32, c_stride: usize) {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match t.layout {
@@ -50,7 +50,7 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
 
 /// Rows of the left-hand side lie `ROW` apart, its columns `column`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c_stride: usize) {
+unsafe fn by_blocks<const ROW: usize>(t: &Tile<'_>, column: usize, c: *mut f32, c_stride: usize) {
     if t.columns == WIDE {
         for row in (0..t.rows).step_by(2) {
             // SAFETY: these rows lie inside the tile that the caller promises.
@@ -86,7 +86,7 @@ unsafe fn by_blocks<const ROW: usize>(t: Tile<'_>, column: usize, c: *mut f32, c
 #[target_feature(enable = "avx2,fma")]
 unsafe fn block<const ROW: usize, const V: usize>(
     rows: usize,
-    t: Tile<'_>,
+    t: &Tile<'_>,
     from: [*const f32; 2],
     column: usize,
     c: *mut f32,
@@ -108,7 +108,7 @@ unsafe fn block<const ROW: usize, const V: usize>(
 /// `R` rows of `V` vectors.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run<const R: usize, const ROW: usize, const V: usize>(
-    t: Tile<'_>,
+    t: &Tile<'_>,
     [mut a, mut b]: [*const f32; 2],
     column: usize,
     c: *mut f32,

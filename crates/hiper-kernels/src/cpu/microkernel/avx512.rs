@@ -13,7 +13,7 @@ use super::{COLS, Lhs, Tile};
 /// # Safety
 /// AVX-512F; `t` and `c` as [`super::tile`] asserts them.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
+pub(super) unsafe fn tile(t: &Tile<'_>, c: *mut f32, c_stride: usize) {
     /// Picks the instance for a number of rows.
     macro_rules! by_rows {
         ($row:expr, $k:expr, $vectors:literal, $($rows:literal)*) => {
@@ -43,7 +43,7 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
 /// One tile of `R × 16·V`; rows of the left-hand side lie `ROW` apart, its columns `column`.
 #[target_feature(enable = "avx512f")]
 unsafe fn run<const R: usize, const V: usize, const ROW: usize>(
-    t: Tile<'_>,
+    t: &Tile<'_>,
     column: usize,
     c: *mut f32,
     c_stride: usize,

@@ -59,7 +59,6 @@ impl Lhs {
 
 /// The arguments of one tile: `c[i · c_stride + j] (=|+=) Σ_k lhs(i, k) · rhs[k · rhs_stride + j]`, `i < rows`,
 /// `j < columns`, `k < depth`.
-#[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
     pub lhs: &'a [f32],
     pub layout: Lhs,
@@ -75,7 +74,7 @@ pub(crate) struct Tile<'a> {
 
 /// Computes one tile into a slice.
 #[inline]
-pub(crate) fn tile(isa: Isa, t: Tile<'_>, c: &mut [f32], c_stride: usize) {
+pub(crate) fn tile(isa: Isa, t: &Tile<'_>, c: &mut [f32], c_stride: usize) {
     assert!(t.rows > 0 && (t.rows - 1) * c_stride + t.columns <= c.len());
     // SAFETY: the assert bounds every element that the tile writes; `c` is borrowed mutably.
     #[allow(unsafe_code)]
@@ -91,7 +90,7 @@ pub(crate) fn tile(isa: Isa, t: Tile<'_>, c: &mut [f32], c_stride: usize) {
 /// meanwhile.
 #[inline]
 #[allow(unsafe_code)]
-pub(crate) unsafe fn tile_at(isa: Isa, t: Tile<'_>, c: *mut f32, c_stride: usize) {
+pub(crate) unsafe fn tile_at(isa: Isa, t: &Tile<'_>, c: *mut f32, c_stride: usize) {
     assert!((1..=MAX_ROWS).contains(&t.rows) && t.depth > 0);
     assert!((1..=isa.widest()).contains(&t.columns) && t.columns.is_multiple_of(isa.lanes()));
     assert!(t.layout.last(t.rows, t.depth) < t.lhs.len());
@@ -182,7 +181,7 @@ mod tests {
                     let before = normals((rows - 1) * c_stride + columns, 3);
                     let mut c = before.clone();
                     let t = Tile { lhs: &lhs, layout, rhs: &rhs, rhs_stride, rows, depth, columns, add };
-                    tile(isa, t, &mut c, c_stride);
+                    tile(isa, &t, &mut c, c_stride);
                     for (at, (&got, &old)) in c.iter().zip(&before).enumerate() {
                         let (i, j) = (at / c_stride, at % c_stride);
                         if j >= columns {

@@ -6,7 +6,7 @@ use super::{COLS, Lhs, Tile};
 
 /// # Safety
 /// `c` as [`super::tile_at`] asks.
-pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
+pub(super) unsafe fn tile(t: &Tile<'_>, c: *mut f32, c_stride: usize) {
     // SAFETY: blocks of columns of the tile that the caller vouches for.
     unsafe {
         for first in (0..t.columns).step_by(16) {
@@ -20,7 +20,7 @@ pub(super) unsafe fn tile(t: Tile<'_>, c: *mut f32, c_stride: usize) {
 
 /// # Safety
 /// As for [`tile`], for `W` columns from `col` on.
-unsafe fn columns<const W: usize>(t: Tile<'_>, col: usize, c: *mut f32, c_stride: usize) {
+unsafe fn columns<const W: usize>(t: &Tile<'_>, col: usize, c: *mut f32, c_stride: usize) {
     let (row_stride, column) = match t.layout {
         Lhs::Panel => (Lhs::PANEL_STRIDE, 1),
         Lhs::ShortPanel => (Lhs::SHORT_PANEL_STRIDE, 1),
