@@ -21,7 +21,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::matrix::{Rhs, TAPS};
 use crate::cpu::microkernel::{COLS, Lhs, Tile, prefetch, tile};
 use crate::cpu::scratch::{Scratch, with_local};
-use transforms::{F2, F4, Transforms, both_ways};
+use transforms::{F2, F4, Step, Transforms, both_ways};
 
 /// Most tiles in flight: their products, `(M + 2)²` for each output channel, stay near the caches.
 const TILES: usize = 256;
@@ -55,22 +55,22 @@ impl Winograd<'_> {
     pub(super) fn run(&self, x: &[f32]) -> Vec<f32> {
         // Small pictures have few tiles to share a weight's transform, which is dearer for the larger tile.
         let [height, width] = self.output;
-        if height.min(width) >= 24 { self.run_with::<F4>(x) } else { self.run_with::<F2>(x) }
+        if height.min(width) >= 24 { self.run_with::<F4, 4, 6>(x) } else { self.run_with::<F2, 2, 4>(x) }
     }
 
-    fn run_with<T: Transforms>(&self, x: &[f32]) -> Vec<f32> {
+    fn run_with<T: Transforms<M, P>, const M: usize, const P: usize>(&self, x: &[f32]) -> Vec<f32> {
         let [channels_in, channels_out] = self.channels;
         let image_in = self.input[0] * self.input[1] * channels_in;
         let image_out = self.output[0] * self.output[1] * channels_out;
         let len = x.len() / image_in * image_out;
         let mut y = Vec::with_capacity(len);
-        let grid = [self.output[0].div_ceil(T::M), self.output[1].div_ceil(T::M)];
+        let grid = [self.output[0].div_ceil(M), self.output[1].div_ceil(M)];
         let tiles = x.len() / image_in * grid[0] * grid[1];
         let blocks = tiles.div_ceil(TILES);
         let out = Out { values: y.as_mut_ptr(), len };
         for block in 0..blocks {
             let tiles = block * tiles / blocks..(block + 1) * tiles / blocks;
-            Block::<T> { conv: self, grid, tiles, transforms: std::marker::PhantomData }.run(x, &out);
+            Block::<T, M, P> { conv: self, grid, tiles, transforms: std::marker::PhantomData }.run(x, &out);
         }
         // SAFETY: the blocks cover all tiles, and a block writes every pixel of its tiles.
         #[allow(unsafe_code)]
@@ -93,7 +93,7 @@ struct Out {
 unsafe impl Sync for Out {}
 
 /// Some tiles of the batch, all channels.
-struct Block<'a, T> {
+struct Block<'a, T, const M: usize, const P: usize> {
     conv: &'a Winograd<'a>,
     /// Tiles down and across a picture.
     grid: [usize; 2],
@@ -101,11 +101,11 @@ struct Block<'a, T> {
     transforms: std::marker::PhantomData<T>,
 }
 
-impl<T: Transforms> Block<'_, T> {
+impl<T: Transforms<M, P>, const M: usize, const P: usize> Block<'_, T, M, P> {
     fn run(&self, x: &[f32], out: &Out) {
         let isa = Isa::current();
         let [channels_in, channels_out] = self.conv.channels;
-        let points = T::POINTS * T::POINTS;
+        let points = P * P;
         let tiles = self.tiles.len();
         let row_panels = tiles.div_ceil(isa.tile_rows());
         let rows = tiles.div_ceil(row_panels);
@@ -182,11 +182,11 @@ impl<T: Transforms> Block<'_, T> {
         to: &mut [f32],
     ) {
         let weight = self.conv.weight;
-        for (panel, to) in panels.zip(to.chunks_exact_mut(T::POINTS * T::POINTS * k.len() * COLS)) {
+        for (panel, to) in panels.zip(to.chunks_exact_mut(P * P * k.len() * COLS)) {
             weight.pack_taps(isa, panel, k.clone(), taps);
             let flip = matches!(weight, Rhs::Gradient(_));
-            let transforms = std::marker::PhantomData::<T>;
-            pulp::Arch::new().dispatch(WeightPanel { taps: &*taps, flip, to, transforms });
+            let transform = std::marker::PhantomData::<T::Weight>;
+            pulp::Arch::new().dispatch(WeightPanel { taps: &*taps, flip, to, transform });
         }
     }
 
@@ -194,7 +194,7 @@ impl<T: Transforms> Block<'_, T> {
     fn origin(&self, tile: usize) -> [usize; 3] {
         let [down, across] = self.grid;
         let (image, at) = (tile / (down * across), tile % (down * across));
-        [image, at / across * T::M, at % across * T::M]
+        [image, at / across * M, at % across * M]
     }
 }
 
@@ -263,15 +263,15 @@ fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
 }
 
 /// `Bᵀ d B` of one tile, channels `k`, to row 0 of `to`: one panel a point.
-struct InputTile<'a, 'b, T> {
-    block: &'a Block<'b, T>,
+struct InputTile<'a, 'b, T, const M: usize, const P: usize> {
+    block: &'a Block<'b, T, M, P>,
     x: &'a [f32],
     tile: usize,
     k: Range<usize>,
     to: &'a mut [f32],
 }
 
-impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
+impl<T: Transforms<M, P>, const M: usize, const P: usize> WithSimd for InputTile<'_, '_, T, M, P> {
     type Output = ();
 
     #[inline(always)]
@@ -282,11 +282,11 @@ impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
         let [height, width] = conv.input;
         for at in (0..self.k.len()).step_by(S::F32_LANES) {
             let lanes = S::F32_LANES.min(self.k.len() - at);
-            let mut d = [[simd.splat_f32s(0.0); 6]; 6];
-            for (r, d) in d.iter_mut().enumerate().take(T::POINTS) {
+            let mut d = [[simd.splat_f32s(0.0); P]; P];
+            for (r, d) in d.iter_mut().enumerate() {
                 // Rows and columns before the picture wrap to huge numbers, beyond its end.
                 let y = (row + r).wrapping_sub(conv.padding[0]);
-                for (c, d) in d.iter_mut().enumerate().take(T::POINTS) {
+                for (c, d) in d.iter_mut().enumerate() {
                     let x = (col + c).wrapping_sub(conv.padding[1]);
                     if y < height && x < width {
                         let from = ((image * height + y) * width + x) * channels + self.k.start + at;
@@ -294,11 +294,10 @@ impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
                     }
                 }
             }
-            both_ways::<T::Input, S>(simd, &mut d, T::POINTS, T::POINTS);
-            for (r, d) in d.iter().enumerate().take(T::POINTS) {
-                for (c, d) in d.iter().enumerate().take(T::POINTS) {
-                    let to = &mut self.to[(r * T::POINTS + c) * LHS_PANEL + at..][..lanes];
-                    store(simd, to, *d);
+            for (r, d) in both_ways::<T::Input, S, P, P>(simd, d).into_iter().enumerate() {
+                for (c, d) in d.into_iter().enumerate() {
+                    let to = &mut self.to[(r * P + c) * LHS_PANEL + at..][..lanes];
+                    store(simd, to, d);
                 }
             }
         }
@@ -306,15 +305,15 @@ impl<T: Transforms> WithSimd for InputTile<'_, '_, T> {
 }
 
 /// `G g Gᵀ` of nine taps, `[depth, 9, 32]`, to `[points, depth, 32]`.
-struct WeightPanel<'a, T> {
+struct WeightPanel<'a, T, const P: usize> {
     taps: &'a [f32],
     /// Whether the kernel is turned around.
     flip: bool,
     to: &'a mut [f32],
-    transforms: std::marker::PhantomData<T>,
+    transform: std::marker::PhantomData<T>,
 }
 
-impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
+impl<T: Step<3, P>, const P: usize> WithSimd for WeightPanel<'_, T, P> {
     type Output = ();
 
     #[inline(always)]
@@ -323,15 +322,15 @@ impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
         for (k, taps) in self.taps.chunks_exact(TAPS * COLS).enumerate() {
             for at in (0..COLS).step_by(S::F32_LANES) {
                 // 32 columns are a whole number of vectors on every instruction set.
-                let mut g = [[simd.splat_f32s(0.0); 6]; 6];
+                let mut g = [[simd.splat_f32s(0.0); 3]; 3];
                 for tap in 0..TAPS {
                     let from = if self.flip { TAPS - 1 - tap } else { tap };
                     g[tap / 3][tap % 3] = load(simd, &taps[from * COLS + at..][..S::F32_LANES]);
                 }
-                both_ways::<T::Weight, S>(simd, &mut g, 3, T::POINTS);
+                let transformed = both_ways::<T, S, 3, P>(simd, g);
                 for (point, to) in self.to.chunks_exact_mut(size).enumerate() {
                     let to = &mut to[k * COLS + at..][..S::F32_LANES];
-                    store(simd, to, g[point / T::POINTS][point % T::POINTS]);
+                    store(simd, to, transformed[point / P][point % P]);
                 }
             }
         }
@@ -339,8 +338,8 @@ impl<T: Transforms> WithSimd for WeightPanel<'_, T> {
 }
 
 /// `Aᵀ m A` of one tile, 32 output channels, with what is added to them.
-struct OutputTile<'a, 'b, T> {
-    block: &'a Block<'b, T>,
+struct OutputTile<'a, 'b, T, const M: usize, const P: usize> {
+    block: &'a Block<'b, T, M, P>,
     products: &'a [f32],
     /// Values between two points of `products`.
     point: usize,
@@ -349,7 +348,7 @@ struct OutputTile<'a, 'b, T> {
     out: &'a Out,
 }
 
-impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
+impl<T: Transforms<M, P>, const M: usize, const P: usize> WithSimd for OutputTile<'_, '_, T, M, P> {
     type Output = ();
 
     #[inline(always)]
@@ -361,19 +360,19 @@ impl<T: Transforms> WithSimd for OutputTile<'_, '_, T> {
         let first = self.panel * COLS;
         for at in (0..COLS.min(channels - first)).step_by(S::F32_LANES) {
             let lanes = S::F32_LANES.min(channels - first - at);
-            let mut m = [[simd.splat_f32s(0.0); 6]; 6];
-            for (r, m) in m.iter_mut().enumerate().take(T::POINTS) {
-                for (c, m) in m.iter_mut().enumerate().take(T::POINTS) {
-                    let from = &self.products[(r * T::POINTS + c) * self.point + at..][..S::F32_LANES];
+            let mut m = [[simd.splat_f32s(0.0); P]; P];
+            for (r, m) in m.iter_mut().enumerate() {
+                for (c, m) in m.iter_mut().enumerate() {
+                    let from = &self.products[(r * P + c) * self.point + at..][..S::F32_LANES];
                     *m = load(simd, from);
                 }
             }
-            both_ways::<T::Output, S>(simd, &mut m, T::POINTS, T::M);
+            let y = both_ways::<T::Output, S, P, M>(simd, m);
             let bias = conv.bias.map(|bias| bias_of(bias, image, channels));
             let bias = bias.map(|bias| load(simd, &bias[first + at..][..lanes]));
-            for (r, m) in m.iter().enumerate().take(T::M.min(height - row)) {
-                for (c, m) in m.iter().enumerate().take(T::M.min(width - col)) {
-                    let mut value = bias.map_or(*m, |bias| simd.add_f32s(*m, bias));
+            for (r, y) in y.into_iter().enumerate().take(height - row) {
+                for (c, y) in y.into_iter().enumerate().take(width - col) {
+                    let mut value = bias.map_or(y, |bias| simd.add_f32s(y, bias));
                     let to = ((image * height + row + r) * width + col + c) * channels + first + at;
                     if let Some(residual) = conv.residual {
                         value = simd.add_f32s(value, load(simd, &residual[to..to + lanes]));
