@@ -51,36 +51,74 @@ const LARGE: usize = 4096;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// The layout that the system is asked for. It depends on the layout alone, so it is the same when memory is given back.
-fn aligned(layout: Layout) -> Layout {
-    if layout.size() < LARGE { layout } else { layout.align_to(LINE).unwrap_or(layout) }
+/// What the system is asked for in place of a large layout: a line more, in which the memory before the first whole line notes
+/// where it begins. (Asked for aligned memory, glibc could not use a freed block again for one of the same size.)
+fn with_room(layout: Layout) -> Option<Layout> {
+    let large = layout.size() >= LARGE && layout.align() <= ALIGN;
+    large.then(|| Layout::from_size_align(layout.size().checked_add(LINE)?, ALIGN).ok()).flatten()
 }
 
-// SAFETY: memory comes from `System` and goes back to it under one and the same layout, `aligned`, which asks for no less than
-// the caller does. Memory is only grown in place by the system where that layout's alignment stays what it is.
+/// The system's own alignment: what is left of a line before an address that has it, holds an address.
+const ALIGN: usize = 16;
+
+/// The first line after `memory`, with a note of where that was.
+///
+/// # Safety
+/// `memory` came under a layout of [`with_room`].
+#[allow(unsafe_code)]
+unsafe fn first_line(memory: *mut u8) -> *mut u8 {
+    if memory.is_null() {
+        return memory;
+    }
+    // SAFETY: the line is at least `ALIGN` and at most `LINE` bytes further on, and there is room for `LINE` more; the note takes
+    // the last bytes before it, aligned as an address.
+    unsafe {
+        let line = memory.add(LINE - memory.addr() % LINE);
+        line.cast::<*mut u8>().sub(1).write(memory);
+        line
+    }
+}
+
+// SAFETY: memory comes from `System` and goes back to it under one and the same layout: the caller's, or for a large one that of
+// `with_room`, which depends on the caller's alone. A large block has `layout.size()` bytes from its first line on.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for AlignedAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the size is the caller's, who vouches that it is not zero.
-        unsafe { System.alloc(aligned(layout)) }
+        // SAFETY: the size is the caller's, who vouches that it is not zero, or a line more.
+        unsafe {
+            match with_room(layout) {
+                Some(roomy) => first_line(System.alloc(roomy)),
+                None => System.alloc(layout),
+            }
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { System.alloc_zeroed(aligned(layout)) }
+        unsafe {
+            match with_room(layout) {
+                Some(roomy) => first_line(System.alloc_zeroed(roomy)),
+                None => System.alloc_zeroed(layout),
+            }
+        }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller gives the layout that `memory` was asked for with, so it came under `aligned` of it.
-        unsafe { System.dealloc(memory, aligned(layout)) }
+        // SAFETY: the caller gives the layout that `memory` was asked for with; a large one has the note of `first_line`.
+        unsafe {
+            match with_room(layout) {
+                Some(roomy) => System.dealloc(memory.cast::<*mut u8>().sub(1).read(), roomy),
+                None => System.dealloc(memory, layout),
+            }
+        }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller vouches that `size`, rounded up to the alignment, does not overflow.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
-        if aligned(layout).align() == aligned(new).align() {
-            // SAFETY: `memory` came under this layout; the alignment stays.
-            return unsafe { System.realloc(memory, aligned(layout), size) };
+        if with_room(layout).is_none() && with_room(new).is_none() {
+            // SAFETY: both came and go under the caller's layouts.
+            return unsafe { System.realloc(memory, layout, size) };
         }
         // SAFETY: new memory does not overlap the old, and holds as much of it as is copied; the old goes back as it came.
         unsafe {
