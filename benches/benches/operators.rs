@@ -8,6 +8,10 @@ use std::time::Duration;
 use candle_core::Var;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hiper_benches::{Work, for_each_operator};
+use hiper_kernels::AlignedAllocator;
+
+#[global_allocator]
+static ALLOCATOR: AlignedAllocator = AlignedAllocator;
 
 fn throughput(work: Work) -> Throughput {
     match work {

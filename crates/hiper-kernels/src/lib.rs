@@ -37,6 +37,7 @@
 
 mod activation;
 mod adam;
+mod allocator;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -59,6 +60,7 @@ mod weight;
 
 pub use activation::{Activation, activation};
 pub use adam::{AdamConstants, AdamState};
+pub use allocator::{AlignedAllocator, keep_freed_memory};
 pub use attention::{AttentionConfig, AttentionMask, attention};
 pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
@@ -70,7 +72,7 @@ pub use gpu::{host::on_host, test_card::on_test_device};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use memory::{AlignedAllocator, Memory, keep_freed_memory};
+pub use memory::Memory;
 pub use random::{Drawn, GENERATOR_STATE, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
 pub use timestep::timestep_embedding;

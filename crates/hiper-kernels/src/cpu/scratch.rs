@@ -79,3 +79,17 @@ pub(crate) fn with_local<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     });
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Scratch, with_local};
+
+    #[test]
+    fn memory_begins_with_a_line_and_has_the_length_asked_for() {
+        for len in [0, 1, 16, 17, 1000] {
+            let scratch = Scratch::new(len);
+            assert_eq!((scratch.len(), scratch.as_ptr().addr() % 64), (len, 0));
+            with_local(len, |local| assert_eq!((local.len(), local.as_ptr().addr() % 64), (len, 0)));
+        }
+    }
+}
