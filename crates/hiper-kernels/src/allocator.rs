@@ -2,6 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
+use crate::cpu::LINE;
+
 /// Asks the C library to keep freed memory for the next step rather than return it to the operating system, which would
 /// clear the same gigabytes anew each step: a quarter of a step's time on Linux. Call once, when the program starts.
 /// Does nothing where the C library is not glibc.
@@ -37,9 +39,6 @@ pub struct AlignedAllocator;
 
 /// Bytes from which on memory is aligned.
 const LARGE: usize = 4096;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// The system's own alignment. An address fits between two that have it.
 const ALIGN: usize = 16;

@@ -9,6 +9,9 @@ pub(crate) mod microkernel;
 pub(crate) mod scratch;
 pub(crate) mod simd;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Tasks a thread, where another task costs next to nothing: a thread that was held up is helped out.
 pub(crate) const TASKS: usize = 4;
 

@@ -4,13 +4,15 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
+use super::LINE;
+
 /// A line of the cache: memory made of lines starts with one, so that no vector of it lies in two.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; LINE]);
+struct Line([f32; VALUES]);
 
 /// Values of a line.
-const LINE: usize = 16;
+const VALUES: usize = LINE / size_of::<f32>();
 
 static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
@@ -27,7 +29,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// `len` values: the smallest that fits of those in the pool, or the largest, grown.
     pub(crate) fn new(len: usize) -> Self {
-        let needed = len.div_ceil(LINE);
+        let needed = len.div_ceil(VALUES);
         let mut lines = {
             let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let fits = (0..pool.len()).filter(|&i| pool[i].len() >= needed).min_by_key(|&i| pool[i].len());
@@ -37,7 +39,7 @@ impl Scratch {
         if lines.len() < needed {
             // Not `resize`: the old content is of no use, so nothing is copied.
             drop(std::mem::take(&mut lines));
-            lines = vec![Line([0.0; LINE]); needed];
+            lines = vec![Line([0.0; VALUES]); needed];
         }
         Self { lines, len }
     }
@@ -68,8 +70,8 @@ impl Drop for Scratch {
 pub(crate) fn with_local<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken out while in use, so that a nested call gets memory of its own.
     let mut lines = LOCAL.with_borrow_mut(std::mem::take);
-    if lines.len() < len.div_ceil(LINE) {
-        lines = vec![Line([0.0; LINE]); len.div_ceil(LINE)];
+    if lines.len() < len.div_ceil(VALUES) {
+        lines = vec![Line([0.0; VALUES]); len.div_ceil(VALUES)];
     }
     let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
     LOCAL.with_borrow_mut(|local| {
@@ -82,14 +84,14 @@ pub(crate) fn with_local<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 #[cfg(test)]
 mod tests {
-    use super::{Scratch, with_local};
+    use super::{LINE, Scratch, with_local};
 
     #[test]
     fn memory_begins_with_a_line_and_has_the_length_asked_for() {
         for len in [0, 1, 16, 17, 1000] {
             let scratch = Scratch::new(len);
-            assert_eq!((scratch.len(), scratch.as_ptr().addr() % 64), (len, 0));
-            with_local(len, |local| assert_eq!((local.len(), local.as_ptr().addr() % 64), (len, 0)));
+            assert_eq!((scratch.len(), scratch.as_ptr().addr() % LINE), (len, 0));
+            with_local(len, |local| assert_eq!((local.len(), local.as_ptr().addr() % LINE), (len, 0)));
         }
     }
 }

@@ -9,6 +9,7 @@ mod portable;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::LINE;
 use super::isa::Isa;
 
 /// Most rows of a tile: 14 × 2 accumulators, 2 registers of the right-hand side and 1 to broadcast fill AVX-512's 32.
@@ -112,7 +113,7 @@ pub(crate) unsafe fn tile_at(isa: Isa, t: &Tile<'_>, c: *mut f32, c_stride: usiz
 #[inline]
 pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(64 / size_of::<T>()) {
+    for line in values.chunks(LINE / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch of any address does nothing that a program could notice.
         #[allow(unsafe_code)]
