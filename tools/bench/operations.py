@@ -20,7 +20,7 @@ model, pixels = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 512
 with torch.device("meta"):
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")).eval()
 
-parts = collections.defaultdict(lambda: collections.Counter())
+parts = collections.defaultdict(collections.Counter)
 tail_seen = False  # Whether the tail has entered: what comes before needs no gradient.
 
 
