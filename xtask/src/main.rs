@@ -33,6 +33,8 @@ enum Task {
     Eval(eval::Eval),
     /// Compile the CUDA kernels without a card, and check their registers
     Kernels(kernels::Args),
+    /// Count what hiper would launch on a card and how much of its memory it would use, without one
+    StandIn(gpu::stand_in::Args),
     /// Test operators and networks on a card
     Test(gpu::test::Args),
     /// Draw scenes for the demo model's training
@@ -64,6 +66,7 @@ fn main() -> Result<()> {
         Task::Bundle(args) => gpu::bundle::run(&args),
         Task::Eval(args) => eval::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::StandIn(args) => gpu::stand_in::run(&args),
         Task::Test(args) => gpu::test::run(&args),
         Task::Scenes { out, count, size, seed, every_view, sheet } => {
             if let Some(path) = sheet {

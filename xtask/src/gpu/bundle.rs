@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Cargo, test};
+use super::{Cargo, succeed, test};
 use crate::folders;
 
 #[derive(clap::Args)]
@@ -84,14 +84,6 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{}: {:.1} MB", out.display(), bytes as f64 / 1e6);
     if bytes > MAX_BYTES {
         bail!("{}: {bytes} bytes are more than the {MAX_BYTES} that a bundle may have", out.display());
-    }
-    Ok(())
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    if !status.success() {
-        bail!("{command:?}: {status}");
     }
     Ok(())
 }

@@ -4,12 +4,13 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was asked for is told")]
 
 pub mod bundle;
+pub mod stand_in;
 pub mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::kernels::toolkit;
 use crate::{folders, machine};
@@ -42,8 +43,8 @@ pub fn device(required: bool) -> Result<bool> {
     Ok(found)
 }
 
-/// Builds with the feature `cuda`, in a folder of their own: the compiler that stands in for nvcc in `.ci/run` leaves empty
-/// kernels in the usual one.
+/// Builds with the feature `cuda`. Those with a compiler are in a folder of their own: the one that stands in for it, in
+/// `.ci/run` too, leaves names instead of kernels in the usual one.
 pub struct Cargo {
     nvcc: PathBuf,
     cuda_home: PathBuf,
@@ -59,6 +60,12 @@ impl Cargo {
     pub fn new() -> Result<Self> {
         let nvcc = toolkit::nvcc(&folders::target().join("nvcc"), false)?;
         Ok(Self { cuda_home: toolkit::home(&nvcc)?, nvcc, target: folders::target().join("gpu") })
+    }
+
+    /// Without a compiler: kernels are names, for the [stand-in driver](stand_in).
+    pub fn stand_in() -> Self {
+        let home = folders::workspace().join("kernels/driver/toolkit");
+        Self { nvcc: home.join("bin/nvcc"), cuda_home: home, target: folders::target() }
     }
 
     /// `cargo COMMAND --release`.
@@ -78,6 +85,15 @@ impl Cargo {
         }
         cargo
     }
+}
+
+/// Runs a command that must not fail.
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
 }
 
 /// Of this machine's first card; candle's own kernels are compiled for one capability alone.

@@ -1,6 +1,6 @@
 //! A card for tests whose tensors are on the CPU: what kernels read is copied to it, what they write is copied back.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
@@ -12,9 +12,15 @@ use crate::Error;
 
 /// Calls `f` with the device of tensors that a card's kernels compute: the card that `HIPER_TEST_DEVICE=cuda:0` names, or else
 /// the CPU, [as a card](on_host).
+///
+/// One test at a time has the card: what others launch meanwhile would go into its recordings.
 pub fn on_test_device<R>(f: impl FnOnce(&Device) -> R) -> R {
+    static TURN: Mutex<()> = Mutex::new(());
     match test_device() {
-        Some(card) => f(&card),
+        Some(card) => {
+            let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            f(&card)
+        }
         None => on_host(|| f(&Device::Cpu)),
     }
 }

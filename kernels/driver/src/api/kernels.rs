@@ -1,0 +1,113 @@
+//! Modules and the kernels in them.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+use super::{give, with};
+use crate::state::Status;
+use crate::work::{self, Function, Launch, Work};
+
+/// What candle's modules are compiled from.
+const CANDLES: [&CStr; 11] = [
+    c"affine",
+    c"binary",
+    c"cast",
+    c"conv",
+    c"fill",
+    c"indexing",
+    c"quantized",
+    c"reduce",
+    c"sort",
+    c"ternary",
+    c"unary",
+];
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleLoadData(module: *mut u64, image: *const c_char) -> c_uint {
+    with(|state| {
+        state.check_no_capture("loading a module")?;
+        let name = unsafe { CStr::from_ptr(image) };
+        give(module, if CANDLES.contains(&name) { 1 } else { 2 })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleLoad(_module: *mut u64, _path: *const c_char) -> c_uint {
+    Status::NOT_FOUND.0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleUnload(_module: u64) -> c_uint {
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleGetFunction(
+    function: *mut *const Function,
+    module: u64,
+    name: *const c_char,
+) -> c_uint {
+    with(|state| {
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        let Some(found) = Function::named(&name, module == 1) else {
+            return state.refuse(Status::NOT_FOUND, &format!("no kernel {name}"));
+        };
+        // Functions live as long as the program.
+        give(function, Box::leak(Box::new(found)))
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuFuncSetAttribute(function: *mut Function, attribute: c_uint, value: c_int) -> c_uint {
+    with(|state| match (attribute, u32::try_from(value)) {
+        // The most dynamic shared memory.
+        (8, Ok(bytes)) if bytes <= 227 << 10 => {
+            unsafe { (*function).shared_bytes = bytes };
+            Ok(())
+        }
+        _ => state.refuse(Status::INVALID_VALUE, &format!("attribute {attribute} = {value}")),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuLaunchKernel(
+    function: *const Function,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    shared_bytes: c_uint,
+    stream: u64,
+    arguments: *const *const u8,
+    _extra: *const c_void,
+) -> c_uint {
+    with(|state| {
+        let function = unsafe { &*function };
+        if shared_bytes > function.shared_bytes {
+            let why = format!(
+                "{} has {shared_bytes} bytes of shared memory, which nobody asked for",
+                function.name
+            );
+            return state.refuse(Status::INVALID_VALUE, &why);
+        }
+        let sizes = [grid_x, grid_y, grid_z, block_x, block_y, block_z];
+        if sizes.contains(&0) || block_x * block_y * block_z > 1024 || grid_y.max(grid_z) > 65535 {
+            return state.refuse(Status::INVALID_VALUE, &format!("{} on {sizes:?}", function.name));
+        }
+        let arguments = function.signature.chars().enumerate().map(|(i, letter)| {
+            let mut bits = [0; 8];
+            let bytes = work::bytes(letter);
+            unsafe { std::ptr::copy_nonoverlapping(*arguments.add(i), bits.as_mut_ptr(), bytes) };
+            u64::from_ne_bytes(bits)
+        });
+        let launch = Launch {
+            arguments: arguments.collect(),
+            function,
+            grid: [grid_x, grid_y, grid_z],
+            block: [block_x, block_y, block_z],
+            shared_bytes,
+        };
+        state.enqueue(stream, Work::Launch(launch))
+    })
+}

@@ -1,0 +1,93 @@
+//! Streams, events, recordings.
+
+use std::ffi::c_uint;
+
+use super::{give, with};
+use crate::state::State;
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamCreate(stream: *mut u64, _flags: c_uint) -> c_uint {
+    with(|state| give(stream, state.handle()))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamDestroy_v2(_stream: u64) -> c_uint {
+    with(State::finish)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamSynchronize(stream: u64) -> c_uint {
+    with(|state| {
+        state.check_not_recorded(stream, "waiting")?;
+        state.finish()
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, _flags: c_uint) -> c_uint {
+    with(|state| state.wait_for_event(stream, event))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamBeginCapture_v2(stream: u64, _mode: c_uint) -> c_uint {
+    with(|state| state.begin_capture(stream))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamEndCapture(stream: u64, graph: *mut u64) -> c_uint {
+    with(|state| {
+        let recording = state.end_capture(stream)?;
+        give(graph, recording)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamIsCapturing(stream: u64, status: *mut c_uint) -> c_uint {
+    with(|state| give(status, state.is_recorded(stream).into()))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, _flags: u64) -> c_uint {
+    with(|_| give(executable, graph))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphLaunch(executable: u64, _stream: u64) -> c_uint {
+    with(|state| state.replay(executable))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphDestroy(_graph: u64) -> c_uint {
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphExecDestroy(executable: u64) -> c_uint {
+    with(|state| state.destroy_recording(executable))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventCreate(event: *mut u64, _flags: c_uint) -> c_uint {
+    with(|state| {
+        let new = state.new_event();
+        give(event, new)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventDestroy_v2(event: u64) -> c_uint {
+    with(|state| state.destroy_event(event))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventRecord(event: u64, stream: u64) -> c_uint {
+    with(|state| state.record_event(event, stream))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(_event: u64) -> c_uint {
+    with(|state| {
+        state.check_no_capture("waiting for an event")?;
+        state.finish()
+    })
+}

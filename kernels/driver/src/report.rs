@@ -1,0 +1,89 @@
+//! What was asked of the card: launches by kernel, and how much memory was in use at once.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::memory::Memory;
+use crate::work::Work;
+
+#[derive(Default)]
+pub struct Report {
+    /// Bytes allocated and not freed, in the order of the stream; the most of them; those of recordings, where each has its own.
+    in_use: usize,
+    most: usize,
+    recordings: usize,
+    launches: BTreeMap<String, usize>,
+    last_recording: String,
+}
+
+impl Report {
+    /// Bytes that a card would have given away.
+    pub fn bytes(&self) -> usize {
+        self.in_use + self.recordings
+    }
+
+    pub fn allocated(&mut self, bytes: usize) {
+        self.in_use += bytes;
+        self.most = self.most.max(self.in_use);
+    }
+
+    pub fn noted(&mut self, work: &Work, memory: &Memory) {
+        if let Work::Free(address) = work {
+            self.in_use = self.in_use.saturating_sub(memory.bytes(*address));
+        }
+        self.replayed(work);
+    }
+
+    pub fn replayed(&mut self, work: &Work) {
+        if let Work::Launch(launch) = work {
+            *self.launches.entry(launch.function.name.clone()).or_default() += 1;
+        }
+    }
+
+    /// Bytes that a recording allocates and does not free.
+    pub fn recorded(&mut self, works: &[Work], memory: &Memory) -> usize {
+        let (mut in_use, mut most) = (0, 0);
+        self.last_recording.clear();
+        for work in works {
+            match work {
+                Work::Allocate(address) => in_use += memory.bytes(*address),
+                Work::Free(address) => in_use -= memory.bytes(*address),
+                Work::Launch(launch) => {
+                    let [x, y, z] = launch.grid;
+                    let numbers = launch.arguments.iter().zip(launch.function.signature.chars());
+                    let numbers: Vec<String> =
+                        numbers.filter(|(_, letter)| *letter != 'p').map(|(n, _)| n.to_string()).collect();
+                    let _ = writeln!(
+                        self.last_recording,
+                        "{}\t{x} {y} {z}\t{}\t{}\t{}",
+                        launch.function.name,
+                        launch.block.iter().product::<u32>(),
+                        launch.shared_bytes,
+                        numbers.join(" ")
+                    );
+                }
+                Work::Copy { bytes, .. } => {
+                    let _ = writeln!(self.last_recording, "(copy)\t{bytes}");
+                }
+                Work::Fill { bytes, .. } => {
+                    let _ = writeln!(self.last_recording, "(fill)\t{bytes}");
+                }
+                Work::Upload { .. } => {}
+            }
+            most = most.max(in_use);
+        }
+        self.recordings = self.recordings.max(most);
+        in_use
+    }
+
+    /// As text.
+    pub fn text(&self) -> String {
+        let mut text = format!("most bytes in use outside of recordings\t{}\n", self.most);
+        let _ = writeln!(text, "bytes of the largest recording\t{}", self.recordings);
+        for (name, count) in &self.launches {
+            let _ = writeln!(text, "launches of {name}\t{count}");
+        }
+        let _ = writeln!(text, "\nthe last recording: kernel, grid, threads, shared bytes, numbers");
+        text + &self.last_recording
+    }
+}

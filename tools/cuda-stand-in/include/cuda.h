@@ -1,1 +1,0 @@
-// Empty: nothing is compiled with tools/cuda-stand-in.
