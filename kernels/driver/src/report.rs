@@ -8,40 +8,56 @@ use crate::work::Work;
 
 #[derive(Default)]
 pub struct Report {
-    /// Bytes allocated and not freed, in the order of the stream; the most of them; those of recordings, where each has its own.
+    /// Bytes allocated and not freed, in the order of the stream.
     in_use: usize,
-    most: usize,
+    /// Bytes that the pool keeps: the most that were in use since it gave some back.
+    pool: usize,
+    /// Bytes of the largest recording that was replayed: recordings take turns with their memory.
     recordings: usize,
+    /// The most of both.
+    most: usize,
     launches: BTreeMap<String, usize>,
     last_recording: String,
 }
 
 impl Report {
-    /// Bytes that a card would have given away.
+    /// Bytes that cannot be given to anything else.
     pub fn bytes(&self) -> usize {
         self.in_use + self.recordings
     }
 
     pub fn allocated(&mut self, bytes: usize) {
         self.in_use += bytes;
-        self.most = self.most.max(self.in_use);
+        self.pool = self.pool.max(self.in_use);
+        self.most = self.most.max(self.pool + self.recordings);
+    }
+
+    pub fn trimmed(&mut self) {
+        self.pool = self.in_use;
+    }
+
+    /// A recording that needs so many bytes is replayed.
+    pub fn recording_replayed(&mut self, works: &[Work], bytes: usize) {
+        self.recordings = self.recordings.max(bytes);
+        self.most = self.most.max(self.pool + self.recordings);
+        works.iter().for_each(|work| self.launched(work));
     }
 
     pub fn noted(&mut self, work: &Work, memory: &Memory) {
         if let Work::Free(address) = work {
             self.in_use = self.in_use.saturating_sub(memory.bytes(*address));
         }
-        self.replayed(work);
+        self.launched(work);
     }
 
-    pub fn replayed(&mut self, work: &Work) {
+    fn launched(&mut self, work: &Work) {
         if let Work::Launch(launch) = work {
             *self.launches.entry(launch.function.name.clone()).or_default() += 1;
         }
     }
 
-    /// Bytes that a recording allocates and does not free.
-    pub fn recorded(&mut self, works: &[Work], memory: &Memory) -> usize {
+    /// The most bytes that a recording has in use, and those that it allocates and does not free.
+    pub fn recorded(&mut self, works: &[Work], memory: &Memory) -> [usize; 2] {
         let (mut in_use, mut most) = (0, 0);
         self.last_recording.clear();
         for work in works {
@@ -72,14 +88,13 @@ impl Report {
             }
             most = most.max(in_use);
         }
-        self.recordings = self.recordings.max(most);
-        in_use
+        [most, in_use]
     }
 
     /// As text.
     pub fn text(&self) -> String {
-        let mut text = format!("most bytes in use outside of recordings\t{}\n", self.most);
-        let _ = writeln!(text, "bytes of the largest recording\t{}", self.recordings);
+        let mut text = format!("most bytes of the card at once\t{}\n", self.most);
+        let _ = writeln!(text, "of which recordings have\t{}", self.recordings);
         for (name, count) in &self.launches {
             let _ = writeln!(text, "launches of {name}\t{count}");
         }

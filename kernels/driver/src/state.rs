@@ -50,7 +50,8 @@ pub struct State {
     /// Streams are in the order in which they were given work, which is one of those that a card may choose.
     waiting: VecDeque<Rc<[Work]>>,
     capture: Option<Capture>,
-    recordings: HashMap<u64, Rc<[Work]>>,
+    /// Each one's works, and the most bytes that they have in use.
+    recordings: HashMap<u64, (Rc<[Work]>, usize)>,
     /// A recording's number by an event's.
     events: HashMap<u64, Option<u64>>,
     handles: u64,
@@ -206,13 +207,13 @@ impl State {
             self.memory.forget(capture.number);
             return self.refuse(Status::CAPTURE_INVALIDATED, "the recording was spoilt");
         }
-        let kept = self.report.recorded(&capture.works, &self.memory);
+        let [most, kept] = self.report.recorded(&capture.works, &self.memory);
         if kept > 0 {
             self.memory.forget(capture.number);
             return self
                 .refuse(Status::INVALID_VALUE, &format!("a recording keeps {kept} bytes that it allocated"));
         }
-        self.recordings.insert(capture.number, capture.works.into());
+        self.recordings.insert(capture.number, (capture.works.into(), most));
         Ok(capture.number)
     }
 
@@ -222,13 +223,13 @@ impl State {
 
     /// Does a recording's work once more.
     pub fn replay(&mut self, recording: u64) -> Result {
-        let Some(works) = self.recordings.get(&recording).cloned() else {
+        let Some((works, bytes)) = self.recordings.get(&recording).cloned() else {
             return self.refuse(Status::INVALID_HANDLE, "no such recording");
         };
         if self.failed {
             return Err(Status::LAUNCH_FAILED);
         }
-        works.iter().for_each(|work| self.report.replayed(work));
+        self.report.recording_replayed(&works, bytes);
         self.waiting.push_back(works);
         Ok(())
     }

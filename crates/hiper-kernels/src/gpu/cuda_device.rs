@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
+    CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use candle_core::{CudaDevice, Device, Result};
@@ -30,17 +30,30 @@ pub(crate) fn device(ordinal: usize) -> Result<Device> {
 
 /// Lets the driver keep freed memory for the next step, which would otherwise go back to the system whenever the host waits.
 fn keep_freed_memory(context: &CudaContext) -> Result<()> {
-    if !context.has_async_alloc() {
-        return Ok(());
-    }
     let mut threshold = u64::MAX;
     let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let Some(pool) = pool(context)? else { return Ok(()) };
     // SAFETY: the pool is the device's own; this attribute's value is a 64-bit number, which is read before the call returns.
     #[allow(unsafe_code)]
-    unsafe {
-        let pool = result::device::get_mem_pool(context.cu_device()).w()?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()).w()
+    unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }.w()
+}
+
+/// Gives back what is kept and not in use.
+fn return_freed_memory(context: &CudaContext) -> Result<()> {
+    let Some(pool) = pool(context)? else { return Ok(()) };
+    // SAFETY: the pool is the device's own.
+    #[allow(unsafe_code)]
+    unsafe { result::mem_pool::trim_to(pool, 0) }.w()
+}
+
+/// What the device's memory comes from, if it has such a thing.
+fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
+    if !context.has_async_alloc() {
+        return Ok(None);
     }
+    // SAFETY: the device is the context's own.
+    #[allow(unsafe_code)]
+    unsafe { result::device::get_mem_pool(context.cu_device()) }.w().map(Some)
 }
 
 pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {
@@ -59,6 +72,8 @@ impl Recorded {
         computation()?;
         let stream: Arc<CudaStream> = device.cuda_stream();
         stream.synchronize().w()?;
+        // A recording has memory of its own.
+        return_freed_memory(stream.context())?;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
         let done = computation();
         // The capture ends whatever became of the computation.

@@ -17,6 +17,15 @@ pub extern "C" fn cuMemPoolSetAttribute(_pool: u64, attribute: c_uint, value: *m
 }
 
 #[unsafe(no_mangle)]
+pub extern "C" fn cuMemPoolTrimTo(_pool: u64, _bytes_to_keep: usize) -> c_uint {
+    with(|state| {
+        state.check_no_capture("cuMemPoolTrimTo")?;
+        state.report.trimmed();
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_uint {
     with(|state| {
         give(free, state.size - state.report.bytes())?;
