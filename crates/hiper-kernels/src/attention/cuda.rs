@@ -73,9 +73,8 @@ const MAX_BLOCKS_IN_Z: usize = 65535;
 
 /// What the backward pass needs of the forward pass.
 pub(crate) struct Saved<'a, G: Gpu> {
-    pub q: View<'a, G>,
-    pub k: View<'a, G>,
-    pub v: View<'a, G>,
+    /// `q`, `k` and `v`, each perhaps some columns of a wider matrix.
+    pub qkv: [Rows<'a, G>; 3],
     pub y: View<'a, G>,
     /// What [`forward`] returned of it.
     pub log_sum_exp: Option<View<'a, G>>,
@@ -86,44 +85,42 @@ pub(crate) struct Saved<'a, G: Gpu> {
 pub(crate) fn forward<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
-    [q, k, v]: [View<'_, G>; 3],
+    qkv: [Rows<'_, G>; 3],
     keep: bool,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
-    let Some(call) = Call::new(shape, q.dtype) else {
-        return Ok((stored::forward(gpu, shape, [q, k, v])?, None));
+    let dtype = qkv[0].view.dtype;
+    let Some(call) = Call::new(shape, dtype) else {
+        return Ok((stored::forward(gpu, shape, qkv)?, None));
     };
-    let y = gpu.alloc(q.dtype, q.len)?;
-    let rows = shape.batch * shape.num_heads * shape.queries;
-    let keep = keep && Call::of_gradient(shape, q.dtype).is_some();
-    let log_sum_exp = keep.then(|| gpu.alloc(DType::F32, rows)).transpose()?;
     let width = shape.width();
+    let y = gpu.alloc(dtype, shape.batch * shape.queries * width)?;
+    let rows = shape.batch * shape.num_heads * shape.queries;
+    let keep = keep && Call::of_gradient(shape, dtype).is_some();
+    let log_sum_exp = keep.then(|| gpu.alloc(DType::F32, rows)).transpose()?;
     let [causal, scale]: [Argument<'_, G>; 2] =
         [(shape.mask == AttentionMask::Causal).into(), shape.softmax_scale.into()];
-    let pointers = [(&y).into(), log_sum_exp.as_ref().into(), q.into(), k.into(), v.into()];
-    let lengths = [shape.queries, shape.keys].map(Argument::from);
-    let strides = [width; 4].map(Argument::from);
+    let results = [(&y).into(), log_sum_exp.as_ref().into()];
+    let inputs = qkv.map(|rows| rows.view.into());
+    let lengths = [shape.queries, shape.keys, width].map(Argument::from);
+    let strides = qkv.map(|rows| rows.stride.into());
     let launch = call.launch("forward", call.head.forward, shape.queries, 1);
-    gpu.launch(&launch, &[&pointers, lengths.as_slice(), &strides, &[scale, causal]].concat())?;
+    gpu.launch(&launch, &[&results, inputs.as_slice(), &lengths, &strides, &[scale, causal]].concat())?;
     Ok((y, log_sum_exp))
 }
 
-/// `[dq, dk, dv]`.
+/// Writes `dq`, `dk` and `dv`.
 pub(crate) fn input_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
     saved: &Saved<'_, G>,
     grad_output: View<'_, G>,
-) -> Result<[Array<G>; 3]> {
+    [dq, dk, dv]: [Rows<'_, G>; 3],
+) -> Result<()> {
     if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
-        let (dq, delta) = gradient.of_queries()?;
-        let [dk, dv] = gradient.of_keys(delta.view())?;
-        return Ok([dq, dk, dv]);
+        let delta = gradient.of_queries(dq)?;
+        return gradient.of_keys(delta.view(), [dk, dv]);
     }
-    let Saved { q, k, v, .. } = *saved;
-    let (dq, dk, dv) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, k.len)?, gpu.alloc(v.dtype, v.len)?);
-    let rows = [&dq, &dk, &dv].map(|d| Rows::new(d.view(), shape.width()));
-    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows, shape.keys)?;
-    Ok([dq, dk, dv])
+    stored::input_gradients(gpu, shape, saved.qkv, grad_output, [dq, dk, dv], shape.keys)
 }
 
 /// `dq` and the gradient of the last `tail` keys and their values, if it is any: `[B, tail, 2·H·D]`, a row of `dk` beside one of `dv`,
@@ -135,16 +132,17 @@ pub(crate) fn cross_gradients<G: Gpu>(
     grad_output: View<'_, G>,
     tail: usize,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
+    let (dtype, width) = (grad_output.dtype, shape.width());
+    let dq = gpu.alloc(dtype, shape.batch * shape.queries * width)?;
+    let dq_rows = Rows::new(dq.view(), width);
     if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
-        let (dq, delta) = gradient.of_queries()?;
+        let delta = gradient.of_queries(dq_rows)?;
         let both = (tail > 0).then(|| gradient.of_tail(delta.view(), tail)).transpose()?;
         return Ok((dq, both));
     }
-    let (&Saved { q, k, v, .. }, width) = (saved, shape.width());
-    let (dq, both) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(k.dtype, 2 * shape.batch * tail.max(1) * width)?);
+    let both = gpu.alloc(dtype, 2 * shape.batch * tail.max(1) * width)?;
     let [dk, dv] = [0, width].map(|first| Rows::new(both.view().from(first), 2 * width));
-    let rows = [Rows::new(dq.view(), width), dk, dv];
-    stored::input_gradients(gpu, shape, [q, k, v], grad_output, rows, tail)?;
+    stored::input_gradients(gpu, shape, saved.qkv, grad_output, [dq_rows, dk, dv], tail)?;
     Ok((dq, (tail > 0).then_some(both)))
 }
 
@@ -165,59 +163,56 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         saved: &'a Saved<'a, G>,
         grad_output: View<'a, G>,
     ) -> Result<Option<Self>> {
-        let Some(call) = Call::of_gradient(shape, saved.q.dtype) else { return Ok(None) };
+        let Some(call) = Call::of_gradient(shape, grad_output.dtype) else { return Ok(None) };
         let Some(log_sum_exp) = saved.log_sum_exp else {
             candle_core::bail!("attention: backward of a pass that kept nothing")
         };
         Ok(Some(Self { gpu, call, saved, log_sum_exp, grad_output }))
     }
 
-    /// `dq`, and what the gradients of keys and values need: δ `[B, H, Sq]`.
-    fn of_queries(&self) -> Result<(Array<G>, Array<G>)> {
-        let Self { gpu, ref call, saved: &Saved { q, k, v, y, .. }, log_sum_exp, grad_output } = *self;
-        let shape = call.shape;
-        let dq = gpu.alloc(q.dtype, q.len)?;
+    /// Writes `dq`; what the gradients of keys and values need: δ `[B, H, Sq]`.
+    fn of_queries(&self, dq: Rows<'_, G>) -> Result<Array<G>> {
+        let Self { gpu, ref call, saved: &Saved { qkv: [q, k, v], y, .. }, log_sum_exp, grad_output } = *self;
+        let (shape, width) = (call.shape, call.shape.width());
         let delta = gpu.alloc(DType::F32, log_sum_exp.len)?;
-        let pointers = [(&dq).into(), (&delta).into()];
-        let inputs = [grad_output, y, log_sum_exp, q, k, v].map(Argument::from);
+        let pointers = [dq.view.into(), (&delta).into()];
+        let inputs = [grad_output, y, log_sum_exp, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys].map(Argument::from);
-        let strides = [shape.width(); 6].map(Argument::from);
+        let strides = [dq.stride, width, width, q.stride, k.stride, v.stride].map(Argument::from);
         let launch = call.launch("backward_queries", call.head.queries, shape.queries, 1);
         let arguments =
             [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
         gpu.launch(&launch, &arguments)?;
-        Ok((dq, delta))
+        Ok(delta)
     }
 
-    /// `[dk, dv]`: a block for some keys goes through all queries.
-    fn of_keys(&self, delta: View<'_, G>) -> Result<[Array<G>; 2]> {
-        let Self { gpu, ref call, saved: &Saved { q, k, v, .. }, log_sum_exp, grad_output } = *self;
+    /// Writes `dk` and `dv`: a block for some keys goes through all queries.
+    fn of_keys(&self, delta: View<'_, G>, [dk, dv]: [Rows<'_, G>; 2]) -> Result<()> {
+        let Self { gpu, ref call, saved: &Saved { qkv: [q, k, v], .. }, log_sum_exp, grad_output } = *self;
         let shape = call.shape;
-        let (dk, dv) = (gpu.alloc(k.dtype, k.len)?, gpu.alloc(k.dtype, k.len)?);
-        let pointers = [(&dk).into(), (&dv).into()];
-        let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
+        let pointers = [dk.view.into(), dv.view.into()];
+        let inputs = [grad_output, log_sum_exp, delta, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys].map(Argument::from);
-        let strides = [shape.width(); 6].map(Argument::from);
+        let strides = [dk.stride, dv.stride, shape.width(), q.stride, k.stride, v.stride].map(Argument::from);
         let launch = call.launch("backward_keys", call.head.keys, shape.keys, 1);
         let arguments =
             [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
-        gpu.launch(&launch, &arguments)?;
-        Ok([dk, dv])
+        gpu.launch(&launch, &arguments)
     }
 
     /// The same of the last `tail` keys, few for many queries: blocks go through parts of the queries, and the parts' sums are added
     /// in a fixed order. `[B, tail, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
     fn of_tail(&self, delta: View<'_, G>, tail: usize) -> Result<Array<G>> {
-        let Self { gpu, ref call, saved: &Saved { q, k, v, .. }, log_sum_exp, grad_output } = *self;
+        let Self { gpu, ref call, saved: &Saved { qkv: [q, k, v], .. }, log_sum_exp, grad_output } = *self;
         let shape = call.shape;
         let (width, scale) = (shape.width(), shape.softmax_scale);
         let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(MAX_BLOCKS_IN_Z / shape.batch).max(1);
         let len = 2 * shape.batch * tail * width;
         let parts = gpu.alloc(DType::F32, splits * len)?;
         let pointers = [parts.view(), parts.view().from(width)].map(Argument::from);
-        let inputs = [grad_output, log_sum_exp, delta, q, k, v].map(Argument::from);
+        let inputs = [grad_output, log_sum_exp, delta, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys, tail, splits].map(Argument::from);
-        let strides = [2 * width, 2 * width, width, width, width, width].map(Argument::from);
+        let strides = [2 * width, 2 * width, width, q.stride, k.stride, v.stride].map(Argument::from);
         let launch = call.launch("backward_tail", call.head.tail, tail, splits);
         gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
         if splits == 1 {

@@ -14,7 +14,10 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Ten
 
 use crate::error::{Error, check_shape};
 use crate::frozen::{cpu_slice, with_cpu_slices};
-use crate::gpu::{Array, Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_views};
+use crate::gpu::product::Rows;
+use crate::gpu::{
+    Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_views,
+};
 
 /// Which keys a query may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,7 +111,7 @@ impl AttentionShape {
         })
     }
 
-    fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.num_heads * self.head_dim
     }
 }
@@ -132,7 +135,9 @@ impl AttentionOp {
         inputs: [(&G::Storage, &Layout); 3],
     ) -> Result<(G::Storage, Shape)> {
         let [q, k, v] = inputs.map(|(storage, layout)| gpu.given(storage, layout));
-        let (y, log_sum_exp) = cuda::forward(gpu, &self.shape, [q?.view(), k?.view(), v?.view()], self.keep)?;
+        let (q, k, v) = (q?, k?, v?);
+        let qkv = [&q, &k, &v].map(|given| Rows::new(given.view(), self.shape.width()));
+        let (y, log_sum_exp) = cuda::forward(gpu, &self.shape, qkv, self.keep)?;
         if let Some(log_sum_exp) = log_sum_exp {
             self.kept.get_or_init(|| Kept::new(log_sum_exp));
         }
@@ -142,8 +147,19 @@ impl AttentionOp {
     fn backward_on<G: Gpu>(&self, gpu: &G, tensors: [&Tensor; 5]) -> Result<[Tensor; 3]> {
         let log_sum_exp = self.kept.get().map(Kept::get::<Array<G>>).transpose()?.map(Array::view);
         let [dq, dk, dv] = with_views(gpu, tensors, |[q, k, v, y, dy]| {
-            let saved = cuda::Saved { q, k, v, y, log_sum_exp };
-            cuda::input_gradients(gpu, &self.shape, &saved, dy)
+            let inputs = [q, k, v];
+            let rows = |view| Rows::new(view, self.shape.width());
+            let saved = cuda::Saved { qkv: inputs.map(rows), y, log_sum_exp };
+            let alloc = |view: View<'_, G>| gpu.alloc(view.dtype, view.len);
+            let gradients = [alloc(q)?, alloc(k)?, alloc(v)?];
+            cuda::input_gradients(
+                gpu,
+                &self.shape,
+                &saved,
+                dy,
+                gradients.each_ref().map(|d| rows(d.view())),
+            )?;
+            Ok(gradients)
         })?;
         let [q, k, v] = [tensors[0].dims(), tensors[1].dims(), tensors[2].dims()];
         Ok([dq.into_tensor(gpu, q)?, dk.into_tensor(gpu, k)?, dv.into_tensor(gpu, v)?])

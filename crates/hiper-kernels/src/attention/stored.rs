@@ -11,12 +11,12 @@ use crate::gpu::{Argument, Array, Gpu, Launch, View, cast, type_name};
 pub(super) fn forward<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
-    [q, k, v]: [View<'_, G>; 3],
+    [q, k, v]: [Rows<'_, G>; 3],
 ) -> Result<Array<G>> {
-    let AttentionShape { queries, keys, head_dim, .. } = *shape;
-    let (y, weights) = (gpu.alloc(q.dtype, q.len)?, gpu.alloc(q.dtype, queries * keys)?);
-    let p = Rows::new(weights.view(), keys);
-    let [q, k, v, y_rows] = [q, k, v, y.view()].map(|x| Rows::new(x, shape.width()));
+    let AttentionShape { batch, queries, keys, head_dim, .. } = *shape;
+    let (dtype, width) = (q.view.dtype, shape.width());
+    let (y, weights) = (gpu.alloc(dtype, batch * queries * width)?, gpu.alloc(dtype, queries * keys)?);
+    let (p, y_rows) = (Rows::new(weights.view(), keys), Rows::new(y.view(), width));
     for head in Head::all(shape) {
         let ([q, y], [k, v]) = (head.of([q, y_rows], queries), head.of([k, v], keys));
         weigh(gpu, shape, p, [q, k])?;
@@ -30,16 +30,17 @@ pub(super) fn forward<G: Gpu>(
 pub(super) fn input_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
-    [q, k, v]: [View<'_, G>; 3],
+    [q, k, v]: [Rows<'_, G>; 3],
     grad_output: View<'_, G>,
     [dq, dk, dv]: [Rows<'_, G>; 3],
     tail: usize,
 ) -> Result<()> {
     let AttentionShape { queries, keys, head_dim, softmax_scale, .. } = *shape;
     let scores = queries * keys;
-    let (weights, gradients) = (gpu.alloc(q.dtype, scores)?, gpu.alloc(q.dtype, scores)?);
+    let dtype = grad_output.dtype;
+    let (weights, gradients) = (gpu.alloc(dtype, scores)?, gpu.alloc(dtype, scores)?);
     let [p, ds] = [&weights, &gradients].map(|x| Rows::new(x.view(), keys));
-    let [q, k, v, dy] = [q, k, v, grad_output].map(|x| Rows::new(x, shape.width()));
+    let dy = Rows::new(grad_output, shape.width());
     for head in Head::all(shape) {
         let ([q, dy, dq], [k, v]) = (head.of([q, dy, dq], queries), head.of([k, v], keys));
         weigh(gpu, shape, p, [q, k])?;

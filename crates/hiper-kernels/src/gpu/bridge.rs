@@ -160,6 +160,16 @@ impl Kept {
     }
 }
 
+fn keep_layer<G: Gpu>(gpu: &G, weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer<G>> {
+    let bias = bias.map(|bias| {
+        check_same_device(weight, bias)?;
+        keep(gpu, &bias.to_dtype(weight.dtype())?)
+    });
+    let bias = bias.transpose()?;
+    let weight = if weight.rank() == 4 { weight.permute((0, 2, 3, 1))? } else { weight.clone() };
+    Ok(Layer::new(keep(gpu, &weight)?, bias))
+}
+
 fn check_same_device(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.device().same_device(b.device()) { Ok(()) } else { Err(Error::Device.into()) }
 }
@@ -180,15 +190,29 @@ impl Kept {
     pub(crate) fn layer(weight: &Weight, bias: Option<&Tensor>) -> Result<Option<Self>> {
         let Some(weight) = weight.tensor() else { return Ok(None) };
         let Some(card) = Card::of(weight.device())? else { return Ok(None) };
-        let bias = bias.map(|bias| {
-            check_same_device(weight, bias)?;
-            bias.to_dtype(weight.dtype())
-        });
-        let bias = bias.transpose()?;
-        let weight = if weight.rank() == 4 { weight.permute((0, 2, 3, 1))? } else { weight.clone() };
+        on_card!(card, gpu => Ok(Some(Self::new(keep_layer(&gpu, weight, bias)?))))
+    }
+
+    /// The same of layers `[O, I]` and `[O]` of one input: one behind the other, if either all of them or none has a bias.
+    pub(crate) fn layers(layers: &[(Weight, Option<Tensor>)]) -> Result<Option<Vec<Self>>> {
+        let weights: Option<Vec<&Tensor>> = layers.iter().map(|(weight, _)| weight.tensor()).collect();
+        let biases: Vec<&Tensor> = layers.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
+        let Some(weights) = weights.filter(|_| biases.is_empty() || biases.len() == layers.len()) else {
+            return Ok(None);
+        };
+        let Some(first) = weights.first() else { return Ok(None) };
+        let Some(card) = Card::of(first.device())? else { return Ok(None) };
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        let joined = Tensor::cat(&weights, 0)?;
         on_card!(card, gpu => {
-            let bias = bias.map(|bias| keep(&gpu, &bias)).transpose()?;
-            Ok(Some(Self::new(Layer { weight: keep(&gpu, &weight)?, bias })))
+            let joined = keep_layer(&gpu, &joined, bias.as_ref())?;
+            let mut first = 0;
+            let of_each = weights.iter().map(|weight| {
+                let layer = joined.later(first);
+                first += weight.dim(0)?;
+                Ok(Self::new(layer))
+            });
+            of_each.collect::<Result<_>>().map(Some)
         })
     }
 

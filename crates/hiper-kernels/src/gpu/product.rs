@@ -1,5 +1,7 @@
 //! Products with a frozen weight, `kernels/product.cu`: fully connected layers, convolutions, and the gradients to their inputs.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result};
 
 use super::{Argument, Array, Gpu, Launch, View, type_name};
@@ -37,12 +39,40 @@ impl Geometry {
     }
 }
 
-/// A layer's weights on a card.
+/// A layer's weights on a card: some outputs of arrays that several layers may share.
 pub(crate) struct Layer<G: Gpu> {
-    /// `[O, KH, KW, I]`.
-    pub weight: Array<G>,
-    /// `[O]`.
-    pub bias: Option<Array<G>>,
+    /// `[all O, KH, KW, I]`.
+    weight: Arc<Array<G>>,
+    /// `[all O]`.
+    bias: Option<Arc<Array<G>>>,
+    /// Of the layer's outputs.
+    first: usize,
+}
+
+impl<G: Gpu> Layer<G> {
+    pub(crate) fn new(weight: Array<G>, bias: Option<Array<G>>) -> Self {
+        Self { weight: Arc::new(weight), bias: bias.map(Arc::new), first: 0 }
+    }
+
+    /// The layer of the same arrays whose outputs begin `outputs` later.
+    pub(crate) fn later(&self, outputs: usize) -> Self {
+        Self { weight: self.weight.clone(), bias: self.bias.clone(), first: self.first + outputs }
+    }
+
+    /// Whether `other` is what is `outputs` later.
+    pub(crate) fn is_followed_by(&self, other: &Self, outputs: usize) -> bool {
+        Arc::ptr_eq(&self.weight, &other.weight) && self.first + outputs == other.first
+    }
+
+    fn rows(&self, geometry: &Geometry) -> Rows<'_, G> {
+        let width = geometry.kernel[0] * geometry.kernel[1] * geometry.inputs;
+        Rows::new(self.weight.view().from(self.first * width), width)
+    }
+
+    fn bias(&self, geometry: &Geometry) -> Option<View<'_, G>> {
+        let bias = self.bias.as_ref()?.view().from(self.first);
+        Some(View { len: geometry.outputs, ..bias })
+    }
 }
 
 /// What is added to a product while it is in registers.
@@ -90,7 +120,7 @@ pub(crate) fn forward<G: Gpu>(
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
     let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
     let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
-    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias.as_ref().map(Array::view), added)?;
+    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias(geometry), added)?;
     Ok(y)
 }
 
@@ -135,12 +165,6 @@ pub(crate) fn by_columns<G: Gpu>(
     let geometry = &Geometry::linear(m, n, depth);
     let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
     call.run(gpu, [to, a, b], None, &Added { image_bias: None, residual: None })
-}
-
-impl<G: Gpu> Layer<G> {
-    fn rows(&self, geometry: &Geometry) -> Rows<'_, G> {
-        Rows::new(self.weight.view(), geometry.kernel[0] * geometry.kernel[1] * geometry.inputs)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

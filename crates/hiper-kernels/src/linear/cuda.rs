@@ -6,6 +6,46 @@ use super::LinearFunction;
 use crate::gpu::product::{self, Added, Geometry, Layer, Rows};
 use crate::gpu::{Array, Gpu, View, kept};
 
+/// Layers of one input whose weights lie one behind the other ([`Linear::side_by_side`](crate::Linear::side_by_side)), as one:
+/// their results are side by side.
+pub(crate) struct Joined<'a, G: Gpu> {
+    layer: &'a Layer<G>,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl<'a, G: Gpu> Joined<'a, G> {
+    /// None if their weights lie elsewhere.
+    pub(crate) fn of(layers: &[&'a LinearFunction]) -> Result<Option<Self>> {
+        let Some(first) = layers.first() else { return Ok(None) };
+        let (layer, mut outputs) = (kept::<Layer<G>>(&first.card)?, first.out_features);
+        for next in &layers[1..] {
+            if !layer.is_followed_by(kept(&next.card)?, outputs) || next.in_features != first.in_features {
+                return Ok(None);
+            }
+            outputs += next.out_features;
+        }
+        Ok(Some(Self { layer, inputs: first.in_features, outputs }))
+    }
+
+    /// `[rows, all O]`.
+    pub(crate) fn forward(&self, gpu: &G, x: View<'_, G>) -> Result<Array<G>> {
+        let geometry = Geometry::linear(x.len / self.inputs, self.inputs, self.outputs);
+        product::forward(gpu, &geometry, self.layer, x, &Added { image_bias: None, residual: None })
+    }
+
+    /// The sum of all layers' gradients `(+ residual)`, from `[rows, all O]`.
+    pub(crate) fn input_gradient(
+        &self,
+        gpu: &G,
+        grad_output: View<'_, G>,
+        residual: Option<View<'_, G>>,
+    ) -> Result<Array<G>> {
+        let geometry = Geometry::linear(grad_output.len / self.outputs, self.inputs, self.outputs);
+        product::input_gradient(gpu, &geometry, self.layer, Rows::new(grad_output, self.outputs), residual)
+    }
+}
+
 /// `y = x Wᵀ + b (+ residual)`.
 pub(crate) fn forward<G: Gpu>(
     gpu: &G,

@@ -42,7 +42,13 @@ impl Linear {
     /// When a shape disagrees.
     pub fn new(weight: impl Into<Weight>, bias: Option<&Tensor>) -> Result<Self> {
         let weight = weight.into();
-        let &[out_features, in_features] = weight.dims() else {
+        Self::check(&weight, bias)?;
+        let card = Kept::layer(&weight, bias)?;
+        Self::kept(weight, bias, card)
+    }
+
+    fn check(weight: &Weight, bias: Option<&Tensor>) -> Result<()> {
+        let &[out_features, _] = weight.dims() else {
             return Err(wrong_shape(LinearFunction::NAME, "weight", "[O, I]".into(), weight.dims()));
         };
         if let Some(bias) = bias {
@@ -54,7 +60,12 @@ impl Linear {
                 bias.dims(),
             )?;
         }
-        let card = Kept::layer(&weight, bias)?;
+        Ok(())
+    }
+
+    /// Of checked weights, which are on a card if they were kept there.
+    fn kept(weight: Weight, bias: Option<&Tensor>, card: Option<Kept>) -> Result<Self> {
+        let (out_features, in_features) = (weight.dims()[0], weight.dims()[1]);
         Ok(Self(Arc::new(LinearFunction {
             weight: if card.is_some() { Matrix::elsewhere() } else { Matrix::new(weight)? },
             bias: bias.map(to_vec).transpose()?,
@@ -62,6 +73,39 @@ impl Linear {
             out_features,
             card,
         })))
+    }
+
+    /// Layers of one input, such as those of queries, keys and values: on a card their weights lie one behind the other, so that
+    /// one product can do for all.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use hiper_kernels::{Linear, Weight};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let weight = || Ok::<_, candle_core::Error>((Weight::from(Tensor::zeros((8, 4), DType::F32, &Device::Cpu)?), None));
+    /// let [to_k, to_v] = Linear::side_by_side([weight()?, weight()?])?;
+    /// assert_eq!(to_v.forward(&Tensor::zeros((3, 4), DType::F32, &Device::Cpu)?)?.dims(), [3, 8]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn side_by_side<const N: usize>(layers: [(Weight, Option<Tensor>); N]) -> Result<[Self; N]> {
+        let mut inputs = layers.iter().map(|(weight, _)| weight.dims().last());
+        let same = inputs.next().is_none_or(|first| inputs.all(|other| other == first));
+        for (weight, bias) in &layers {
+            Self::check(weight, bias.as_ref())?;
+        }
+        let on_card = if same { Kept::layers(&layers)? } else { None };
+        let mut on_card = on_card.into_iter().flatten();
+        let layers = layers.into_iter().map(|(weight, bias)| match on_card.next() {
+            Some(card) => Self::kept(weight, bias.as_ref(), Some(card)),
+            None => Self::new(weight, bias.as_ref()),
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        Ok(std::array::from_fn(|i| layers[i].clone()))
     }
 
     /// Applies the layer.

@@ -6,8 +6,10 @@ use candle_core::Result;
 use super::{Transformer, TransformerAttention, TransformerBlock};
 use crate::attention::cuda::{self as attention, Saved as SavedScores};
 use crate::attention::{AttentionMask, AttentionShape};
+use crate::gpu::product::Rows;
 use crate::gpu::{Array, Gpu, View, cast};
-use crate::{geglu, group_norm, layer_norm, linear};
+use crate::linear::cuda::Joined;
+use crate::{Linear, geglu, group_norm, layer_norm, linear};
 
 /// One application of a transformer: its sizes and its context.
 pub(super) struct Pass<'a, G: Gpu> {
@@ -44,18 +46,42 @@ struct SavedBlock<G: Gpu> {
 
 /// What an attention's backward pass needs.
 struct SavedAttention<G: Gpu> {
-    q: Array<G>,
-    k: Array<G>,
-    v: Array<G>,
+    qkv: Projected<G>,
     y: Array<G>,
     log_sum_exp: Option<Array<G>>,
 }
 
 impl<G: Gpu> SavedAttention<G> {
-    fn views(&self) -> SavedScores<'_, G> {
-        let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(Array::view);
-        SavedScores { q, k, v, y, log_sum_exp: self.log_sum_exp.as_ref().map(Array::view) }
+    fn scores(&self, width: usize) -> SavedScores<'_, G> {
+        let log_sum_exp = self.log_sum_exp.as_ref().map(Array::view);
+        SavedScores { qkv: self.qkv.rows(width), y: self.y.view(), log_sum_exp }
     }
+}
+
+/// Queries, keys and values: side by side where the layers' weights are one behind the other.
+enum Projected<G: Gpu> {
+    Apart([Array<G>; 3]),
+    /// Queries, then keys beside values.
+    KeysWithValues([Array<G>; 2]),
+    Together(Array<G>),
+}
+
+impl<G: Gpu> Projected<G> {
+    /// Each `width` wide.
+    fn rows(&self, width: usize) -> [Rows<'_, G>; 3] {
+        match self {
+            Self::Apart(qkv) => qkv.each_ref().map(|array| columns(array, 0, width, 1)),
+            Self::KeysWithValues([q, kv]) => {
+                [columns(q, 0, width, 1), columns(kv, 0, width, 2), columns(kv, 1, width, 2)]
+            }
+            Self::Together(qkv) => [0, 1, 2].map(|part| columns(qkv, part, width, 3)),
+        }
+    }
+}
+
+/// Part `index` of so many that lie side by side.
+fn columns<G: Gpu>(array: &Array<G>, index: usize, width: usize, parts: usize) -> Rows<'_, G> {
+    Rows::new(array.view().from(index * width), parts * width)
 }
 
 /// Gradients to `x` and to the last tokens of the context, where they are wanted.
@@ -104,10 +130,12 @@ impl<G: Gpu> Pass<'_, G> {
     fn block(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<SavedBlock<G>> {
         let gpu = self.gpu;
         let normed = layer_norm::cuda::forward(gpu, &block.norm1.0, x.view())?;
-        let attn1 = self.attend(&block.attn1, normed.view(), normed.view(), self.queries, keep)?;
+        let qkv = self.project_itself(&block.attn1, normed.view())?;
+        let attn1 = self.attend(&block.attn1, qkv, self.queries, keep)?;
         let x1 = linear::cuda::forward(gpu, &block.attn1.to_out.0, attn1.y.view(), Some(x.view()))?;
         let normed = layer_norm::cuda::forward(gpu, &block.norm2.0, x1.view())?;
-        let attn2 = self.attend(&block.attn2, normed.view(), self.context, self.keys, keep)?;
+        let qkv = self.project_context(&block.attn2, normed.view())?;
+        let attn2 = self.attend(&block.attn2, qkv, self.keys, keep)?;
         let x2 = linear::cuda::forward(gpu, &block.attn2.to_out.0, attn2.y.view(), Some(x1.view()))?;
         let normed = layer_norm::cuda::forward(gpu, &block.norm3.0, x2.view())?;
         let gates = linear::cuda::forward(gpu, &block.ff_in.0, normed.view(), None)?;
@@ -119,20 +147,37 @@ impl<G: Gpu> Pass<'_, G> {
         linear::cuda::forward(self.gpu, &block.ff_out.0, gated.view(), Some(saved.x2.view()))
     }
 
+    /// For self-attention.
+    fn project_itself(&self, weights: &TransformerAttention, x: View<'_, G>) -> Result<Projected<G>> {
+        let TransformerAttention { to_q, to_k, to_v, .. } = weights;
+        if let Some(layers) = Joined::of(&[&to_q.0, &to_k.0, &to_v.0])? {
+            return Ok(Projected::Together(layers.forward(self.gpu, x)?));
+        }
+        let project = |layer: &Linear| linear::cuda::forward(self.gpu, &layer.0, x, None);
+        Ok(Projected::Apart([project(to_q)?, project(to_k)?, project(to_v)?]))
+    }
+
+    /// For cross-attention.
+    fn project_context(&self, weights: &TransformerAttention, x: View<'_, G>) -> Result<Projected<G>> {
+        let TransformerAttention { to_q, to_k, to_v, .. } = weights;
+        let project = |layer: &Linear, x| linear::cuda::forward(self.gpu, &layer.0, x, None);
+        let q = project(to_q, x)?;
+        if let Some(layers) = Joined::of(&[&to_k.0, &to_v.0])? {
+            return Ok(Projected::KeysWithValues([q, layers.forward(self.gpu, self.context)?]));
+        }
+        Ok(Projected::Apart([q, project(to_k, self.context)?, project(to_v, self.context)?]))
+    }
+
     fn attend(
         &self,
         weights: &TransformerAttention,
-        x: View<'_, G>,
-        to: View<'_, G>,
+        qkv: Projected<G>,
         keys: usize,
         keep: bool,
     ) -> Result<SavedAttention<G>> {
-        let q = linear::cuda::forward(self.gpu, &weights.to_q.0, x, None)?;
-        let k = linear::cuda::forward(self.gpu, &weights.to_k.0, to, None)?;
-        let v = linear::cuda::forward(self.gpu, &weights.to_v.0, to, None)?;
-        let inputs = [q.view(), k.view(), v.view()];
-        let (y, log_sum_exp) = attention::forward(self.gpu, &self.shape(weights, keys), inputs, keep)?;
-        Ok(SavedAttention { q, k, v, y, log_sum_exp })
+        let shape = self.shape(weights, keys);
+        let (y, log_sum_exp) = attention::forward(self.gpu, &shape, qkv.rows(shape.width()), keep)?;
+        Ok(SavedAttention { qkv, y, log_sum_exp })
     }
 
     fn shape(&self, weights: &TransformerAttention, keys: usize) -> AttentionShape {
@@ -197,7 +242,8 @@ impl<G: Gpu> Pass<'_, G> {
         let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
         let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
 
-        let (shape, scores) = (self.shape(&block.attn2, self.keys), saved.attn2.views());
+        let shape = self.shape(&block.attn2, self.keys);
+        let scores = saved.attn2.scores(shape.width());
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
         let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), tail)?;
         drop(d);
@@ -211,15 +257,37 @@ impl<G: Gpu> Pass<'_, G> {
         let dx1 = layer_norm::cuda::input_gradient(gpu, &block.norm2.0, x1, d.view(), around)?;
         drop((dx2, dq));
 
-        let (shape, scores) = (self.shape(&block.attn1, self.queries), saved.attn1.views());
         let d = linear::cuda::input_gradient(gpu, &block.attn1.to_out.0, dx1.view(), None)?;
-        let [dq, dk, dv] = attention::input_gradients(gpu, &shape, &scores, d.view())?;
-        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_q.0, dq.view(), None)?;
-        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_k.0, dk.view(), Some(d.view()))?;
-        let d = linear::cuda::input_gradient(gpu, &block.attn1.to_v.0, dv.view(), Some(d.view()))?;
+        let d = self.itself_backward(&block.attn1, &saved.attn1, d)?;
         let (x, around) = (saved.x.view(), Some(dx1.view()));
         let dx = layer_norm::cuda::input_gradient(gpu, &block.norm1.0, x, d.view(), around)?;
         Ok((Some(dx), dtail))
+    }
+
+    /// From the gradient of self-attention's result to that of what it attends to.
+    fn itself_backward(
+        &self,
+        weights: &TransformerAttention,
+        saved: &SavedAttention<G>,
+        dy: Array<G>,
+    ) -> Result<Array<G>> {
+        let (gpu, shape) = (self.gpu, self.shape(weights, self.queries));
+        let TransformerAttention { to_q, to_k, to_v, .. } = weights;
+        let (scores, len) = (saved.scores(shape.width()), dy.len);
+        let alloc = |parts: usize| gpu.alloc(dy.dtype, parts * len);
+        if let Some(layers) = Joined::of(&[&to_q.0, &to_k.0, &to_v.0])? {
+            let d = alloc(3)?;
+            let rows = [0, 1, 2].map(|part| columns(&d, part, shape.width(), 3));
+            attention::input_gradients(gpu, &shape, &scores, dy.view(), rows)?;
+            return layers.input_gradient(gpu, d.view(), None);
+        }
+        let gradients = [alloc(1)?, alloc(1)?, alloc(1)?];
+        let [dq, dk, dv] = gradients.each_ref().map(Array::view);
+        let rows = [dq, dk, dv].map(|view| Rows::new(view, shape.width()));
+        attention::input_gradients(gpu, &shape, &scores, dy.view(), rows)?;
+        let d = linear::cuda::input_gradient(gpu, &to_q.0, dq, None)?;
+        let d = linear::cuda::input_gradient(gpu, &to_k.0, dk, Some(d.view()))?;
+        linear::cuda::input_gradient(gpu, &to_v.0, dv, Some(d.view()))
     }
 
     /// From the gradients of the tail's keys and values, `[B, N, 2·H·D]`, and of the blocks behind.
@@ -230,6 +298,9 @@ impl<G: Gpu> Pass<'_, G> {
         before: Option<View<'_, G>>,
     ) -> Result<Array<G>> {
         let both = cast(self.gpu, both, self.context.dtype)?;
+        if let Some(layers) = Joined::of(&[&weights.to_k.0, &weights.to_v.0])? {
+            return layers.input_gradient(self.gpu, both.view(), before);
+        }
         let width = weights.to_k.0.out_features;
         let of_k = linear::cuda::input_gradient_of_columns(
             self.gpu,

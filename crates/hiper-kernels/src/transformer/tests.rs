@@ -17,9 +17,12 @@ struct Sizes {
     groups: usize,
     blocks: u64,
     dtype: DType,
+    /// Whether weights of one input lie one behind the other.
+    together: bool,
 }
 
-const SMALL: Sizes = Sizes { channels: 6, context: 5, heads: 2, groups: 3, blocks: 1, dtype: DType::F32 };
+const SMALL: Sizes =
+    Sizes { channels: 6, context: 5, heads: 2, groups: 3, blocks: 1, dtype: DType::F32, together: false };
 
 impl Sizes {
     /// A fully connected layer's weights from a seed.
@@ -29,11 +32,15 @@ impl Sizes {
         [rounded(self.dtype, &weight), rounded(self.dtype, &normals(outputs, seed + 1))]
     }
 
-    fn layer(&self, seed: u64, inputs: usize, outputs: usize) -> Linear {
+    fn tensors(&self, seed: u64, inputs: usize, outputs: usize) -> [Tensor; 2] {
         let [weight, bias] = self.weights(seed, inputs, outputs);
         let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
-        let bias = Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap();
-        Linear::new(weight.to_dtype(self.dtype).unwrap(), Some(&bias)).unwrap()
+        [weight.to_dtype(self.dtype).unwrap(), Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap()]
+    }
+
+    fn layer(&self, seed: u64, inputs: usize, outputs: usize) -> Linear {
+        let [weight, bias] = self.tensors(seed, inputs, outputs);
+        Linear::new(weight, Some(&bias)).unwrap()
     }
 
     fn exact(&self, seed: u64, x: &[f64], inputs: usize, outputs: usize) -> Vec<f64> {
@@ -47,13 +54,21 @@ impl Sizes {
 
     fn attention_weights(&self, seed: u64, context: usize) -> TransformerAttention {
         let c = self.channels;
-        TransformerAttention {
-            to_q: self.layer(seed, c, c),
-            to_k: self.layer(seed + 2, context, c),
-            to_v: self.layer(seed + 4, context, c),
-            to_out: self.layer(seed + 6, c, c),
-            num_heads: self.heads,
-        }
+        let weights = |seed, inputs| {
+            let [weight, bias] = self.tensors(seed, inputs, c);
+            (weight.into(), Some(bias))
+        };
+        let (q, k, v) = (weights(seed, c), weights(seed + 2, context), weights(seed + 4, context));
+        let [to_q, to_k, to_v] = if self.together && context == c {
+            Linear::side_by_side([q, k, v]).unwrap()
+        } else if self.together {
+            let [to_k, to_v] = Linear::side_by_side([k, v]).unwrap();
+            [self.layer(seed, c, c), to_k, to_v]
+        } else {
+            [self.layer(seed, c, c), self.layer(seed + 2, context, c), self.layer(seed + 4, context, c)]
+        };
+        let to_out = self.layer(seed + 6, c, c);
+        TransformerAttention { to_q, to_k, to_v, to_out, num_heads: self.heads }
     }
 
     fn transformer(&self) -> Transformer {
@@ -144,9 +159,9 @@ fn matches_the_definition_on_a_card() {
         (1, [1, 3, 2, 16], DType::F16, 48),
         (2, [2, 2, 3, 5], DType::BF16, 48),
     ] {
-        let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks, dtype };
-        let transformer = on_host(|| sizes.transformer());
-        for memory in [Memory::Fast, Memory::Lean] {
+        for (memory, together) in [(Memory::Fast, true), (Memory::Lean, true), (Memory::Lean, false)] {
+            let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks, dtype, together };
+            let transformer = on_host(|| sizes.transformer());
             check_on_card(
                 dtype,
                 &[&[batch, height, width, sizes.channels], &[batch, keys, sizes.context]],
@@ -227,7 +242,8 @@ fn a_tails_gradient_is_its_part_of_the_contexts_on_a_card() {
     for (channels, dtype, [batch, tokens, tail]) in
         [(64, DType::F16, [2, 15, 5]), (64, DType::F32, [2, 6, 3]), (48, DType::BF16, [1, 2, 17])]
     {
-        let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks: 2, dtype };
+        let together = dtype == DType::F16;
+        let sizes = Sizes { channels, context: 40, heads: 2, groups: 4, blocks: 2, dtype, together };
         let (transformer, head) = (on_host(|| sizes.transformer()), Head::new(sizes, batch, tokens));
         check_on_card(
             dtype,
@@ -240,7 +256,8 @@ fn a_tails_gradient_is_its_part_of_the_contexts_on_a_card() {
 
 #[test]
 fn a_card_computes_the_gradients_that_are_wanted() {
-    let sizes = Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks: 2, dtype: DType::F16 };
+    let (dtype, together) = (DType::F16, true);
+    let sizes = Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks: 2, dtype, together };
     let transformer = on_host(|| sizes.transformer());
     let exact = |values: &[f32]| values.iter().map(|&v| v as f64).collect::<Vec<_>>();
     let (x_shape, c_shape) = ([1, 2, 2, 64], [1, 3, 40]);

@@ -4,26 +4,10 @@ use hiper_kernels::{Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Line
 
 use crate::{Error, Result, Weights};
 
-/// Whether a layer adds a bias. The architecture says so, never the file: a bias missing from a damaged file is an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bias {
-    Present,
-    Absent,
-}
-
 /// A fully connected layer `[O, I]` with its bias.
 pub(crate) fn linear(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
-    projection(weights, Bias::Present, inputs, outputs)
-}
-
-/// A fully connected layer `[O, I]`, with a bias or without.
-pub(crate) fn projection(weights: &Weights, bias: Bias, inputs: usize, outputs: usize) -> Result<Linear> {
     let weight = weights.get_matrix("weight", &[outputs, inputs])?;
-    let bias = match bias {
-        Bias::Present => Some(weights.get("bias", &[outputs])?),
-        Bias::Absent => None,
-    };
-    Ok(Linear::new(weight, bias.as_ref())?)
+    Ok(Linear::new(weight, Some(&weights.get("bias", &[outputs])?))?)
 }
 
 /// A 1×1 convolution, which channels-last is a fully connected layer; stored either way.

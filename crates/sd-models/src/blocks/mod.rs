@@ -9,7 +9,7 @@ mod timesteps;
 mod transformer_2d_model;
 
 pub(crate) use attention::Attention;
-pub(crate) use layers::{Bias, conv2d, group_norm, layer_norm, linear, pointwise, projection};
+pub(crate) use layers::{conv2d, group_norm, layer_norm, linear, pointwise};
 pub(crate) use precision::Precision;
 pub(crate) use resnet_block_2d::{ResnetBlock2D, ResnetConfig};
 pub(crate) use sampling::{Downsample2D, Upsample2D};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use hiper_kernels::{Context, Memory, Transformer, TransformerAttention, TransformerBlock};
+use hiper_kernels::{Context, Linear, Memory, Transformer, TransformerAttention, TransformerBlock};
 
-use super::{Bias, group_norm, layer_norm, linear, pointwise, projection};
+use super::{group_norm, layer_norm, linear, pointwise};
 use crate::{Result, Weights};
 
 /// The shape of a transformer.
@@ -54,22 +54,25 @@ impl Transformer2DModel {
 fn basic_transformer_block(weights: &Weights, config: Transformer2DConfig) -> Result<TransformerBlock> {
     let c = config.channels;
     let norm = |name| layer_norm(&weights.pp(name), c, 1e-5);
-    // Queries, keys and values have no bias in the UNet.
-    let attention = |name, context| {
-        let weights = weights.pp(name);
-        Ok::<_, crate::Error>(TransformerAttention {
-            to_q: projection(&weights.pp("to_q"), Bias::Absent, c, c)?,
-            to_k: projection(&weights.pp("to_k"), Bias::Absent, context, c)?,
-            to_v: projection(&weights.pp("to_v"), Bias::Absent, context, c)?,
-            to_out: linear(&weights.pp("to_out.0"), c, c)?,
-            num_heads: config.num_heads,
-        })
+    // Queries, keys and values have no bias in the UNet: the architecture says so, never the file.
+    let matrix = |name: &str, inputs| {
+        Ok::<_, crate::Error>((weights.pp(name).get_matrix("weight", &[c, inputs])?, None))
     };
+    let attention = |name, [to_q, to_k, to_v]: [Linear; 3]| {
+        let to_out = linear(&weights.pp(format!("{name}.to_out.0")), c, c)?;
+        Ok::<_, crate::Error>(TransformerAttention { to_q, to_k, to_v, to_out, num_heads: config.num_heads })
+    };
+    let itself =
+        Linear::side_by_side([matrix("attn1.to_q", c)?, matrix("attn1.to_k", c)?, matrix("attn1.to_v", c)?])?;
+    let context = config.cross_attention_dim;
+    let [to_q] = Linear::side_by_side([matrix("attn2.to_q", c)?])?;
+    let [to_k, to_v] =
+        Linear::side_by_side([matrix("attn2.to_k", context)?, matrix("attn2.to_v", context)?])?;
     Ok(TransformerBlock {
         norm1: norm("norm1")?,
-        attn1: attention("attn1", c)?,
+        attn1: attention("attn1", itself)?,
         norm2: norm("norm2")?,
-        attn2: attention("attn2", config.cross_attention_dim)?,
+        attn2: attention("attn2", [to_q, to_k, to_v])?,
         norm3: norm("norm3")?,
         ff_in: linear(&weights.pp("ff.net.0.proj"), c, 8 * c)?,
         ff_out: linear(&weights.pp("ff.net.2"), 4 * c, c)?,
