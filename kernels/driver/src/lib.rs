@@ -7,7 +7,8 @@
 //! `kernels/driver/toolkit` would have compiled. Speed it does not show.
 //!
 //! - `STAND_IN_DRIVER_MEMORY`: bytes that the card has.
-//! - `STAND_IN_DRIVER_DRY`: kernels are counted and not run, for networks that a CPU would need days for.
+//! - `STAND_IN_DRIVER_DRY`: kernels are counted and not run, but for the optimiser's and copies, for networks that a CPU would need
+//!   days for.
 //! - `STAND_IN_DRIVER_REPORT`: a file that is told, when the program ends, what was launched and how much memory was used.
 #![allow(
     unsafe_code,

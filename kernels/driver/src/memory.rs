@@ -23,7 +23,7 @@ struct Allocation {
 /// Every allocation by its address.
 pub struct Memory {
     allocations: BTreeMap<u64, Allocation>,
-    /// Kernels do not run, so nobody looks at what memory holds: none is written either, and none is used.
+    /// Kernels do not run: memory that nobody has written holds zeros, and takes none until it is written.
     pub dry: bool,
 }
 

@@ -65,26 +65,20 @@ impl Work {
             Self::Copy { to, from, bytes } => {
                 memory.check(*to, *bytes)?;
                 memory.check(*from, *bytes)?;
-                if !memory.dry {
-                    // SAFETY: both are memory of as many bytes, as just seen.
-                    unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) };
-                }
+                // SAFETY: both are memory of as many bytes, as just seen.
+                unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) };
                 Ok(())
             }
             Self::Upload { to, data } => {
                 memory.check(*to, data.len())?;
-                if !memory.dry {
-                    // SAFETY: as above.
-                    unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), *to as *mut u8, data.len()) };
-                }
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), *to as *mut u8, data.len()) };
                 Ok(())
             }
             Self::Fill { to, byte, bytes } => {
                 memory.check(*to, *bytes)?;
-                if !memory.dry {
-                    // SAFETY: as above.
-                    unsafe { (*to as *mut u8).write_bytes(*byte, *bytes) };
-                }
+                // SAFETY: as above.
+                unsafe { (*to as *mut u8).write_bytes(*byte, *bytes) };
                 Ok(())
             }
             Self::Allocate(address) => {
@@ -96,6 +90,9 @@ impl Work {
     }
 }
 
+/// Kernels that run when others are counted: what an optimiser keeps track of stays true.
+const RUN_DRY: [&str; 2] = ["adam", "copy2d"];
+
 impl Launch {
     fn run(&self, memory: &Memory) -> Result<(), String> {
         for (argument, letter) in self.arguments.iter().zip(self.function.signature.chars()) {
@@ -103,7 +100,7 @@ impl Launch {
                 memory.check(*argument, 0).map_err(|error| format!("{}: {error}", self.function.name))?;
             }
         }
-        if memory.dry {
+        if memory.dry && !RUN_DRY.iter().any(|name| self.function.name.starts_with(name)) {
             return Ok(());
         }
         if self.function.candles {

@@ -23,7 +23,7 @@ pub struct Args {
 /// Builds both, runs the command, and says what was launched and how much memory was used.
 ///
 /// # Errors
-/// When something cannot be built. How the command ends is told: of zeros, optimising makes an error.
+/// When something cannot be built. How the command ends is told.
 pub fn run(args: &Args) -> Result<()> {
     let cargo = Cargo::stand_in();
     let driver = driver(&cargo)?;
