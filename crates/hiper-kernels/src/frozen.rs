@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor};
 
 use crate::gpu::{Array, Card, Cuda, Gpu, View, check_dtype, dense, on_card, with_views};
+use crate::tape::{Tape, Value};
 
 /// A function of one tensor, with its vector–Jacobian product. Weights live in `self`.
 pub(crate) trait FrozenFunction: Send + Sync + 'static {
@@ -46,10 +47,12 @@ pub(crate) trait FrozenFunction: Send + Sync + 'static {
 
 /// Applies `function` to `x` as one node of candle's graph.
 pub(crate) fn apply<F: FrozenFunction>(function: &Arc<F>, x: &Tensor) -> Result<Tensor> {
-    check_dtype(x, F::NAME)?;
-    check_device(function.as_ref(), x)?;
-    function.output_shape(x.dims())?;
-    dense(x)?.apply_op1(Node(function.clone()))
+    dense(x)?.apply_op1(Node::of(function, x)?)
+}
+
+/// The same on a tape.
+pub(crate) fn apply_on<F: FrozenFunction>(function: &Arc<F>, tape: &mut Tape, x: &Value) -> Result<Value> {
+    tape.apply1(x, Node::of(function, x.tensor())?)
 }
 
 /// Refuses a tensor that is on a card where the function's weights are not, or the other way round.
@@ -64,6 +67,14 @@ pub(crate) fn check_device<F: FrozenFunction>(function: &F, x: &Tensor) -> Resul
 struct Node<F>(Arc<F>);
 
 impl<F: FrozenFunction> Node<F> {
+    /// To be applied to a tensor that fits.
+    fn of(function: &Arc<F>, x: &Tensor) -> Result<Self> {
+        check_dtype(x, F::NAME)?;
+        check_device(function.as_ref(), x)?;
+        function.output_shape(x.dims())?;
+        Ok(Self(function.clone()))
+    }
+
     fn forward_on<G: Gpu>(&self, gpu: &G, x: &G::Storage, layout: &Layout) -> Result<(G::Storage, Shape)> {
         let y = self.0.forward_on(gpu, gpu.given(x, layout)?.view(), layout.dims())?;
         Ok((gpu.storage(y)?, self.0.output_shape(layout.dims())?.into()))

@@ -51,6 +51,7 @@ mod linear;
 mod memory;
 mod random;
 mod resnet_block;
+mod tape;
 #[cfg(test)]
 mod testing;
 mod timestep;
@@ -75,7 +76,8 @@ pub use linear::Linear;
 pub use memory::Memory;
 pub use random::{Drawn, GENERATOR_STATE, add_noise, draw_noise, velocity};
 pub use resnet_block::ResnetBlock;
+pub use tape::{Tape, Value};
 pub use timestep::timestep_embedding;
 pub use transformer::{Context, Transformer, TransformerAttention, TransformerBlock};
-pub use upsample::upsample_nearest2d;
+pub use upsample::{upsample_nearest2d, upsample_nearest2d_on};
 pub use weight::Weight;

@@ -148,9 +148,12 @@ impl<'a> Lab<'a> {
     fn hiper(&self, threads: usize, on_card: bool) -> Command {
         let mut command = Command::new(&self.hiper);
         command.args(["--log-format", "json", "--threads", &threads.to_string()]);
-        if on_card {
-            command.args(["--device", "cuda", "--dtype", "f16"]);
-        }
+        // A build for cards would choose one where nothing is asked for.
+        command.args(if on_card {
+            ["--device", "cuda", "--dtype", "f16"]
+        } else {
+            ["--device", "cpu", "--dtype", "f32"]
+        });
         command
     }
 

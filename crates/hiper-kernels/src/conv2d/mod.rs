@@ -16,6 +16,7 @@ use crate::frozen::{self, FrozenFunction};
 use crate::gpu::product::Added;
 use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
+use crate::tape::{Tape, Value};
 use crate::weight::Weight;
 
 /// Rows and columns of zeros around a picture.
@@ -122,6 +123,14 @@ impl Conv2d {
     /// When `x` is not `[B, H, W, I]`, smaller than the kernel after padding, or not `f32`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         frozen::apply(&self.0, x)
+    }
+
+    /// The same on a tape.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn on(&self, tape: &mut Tape, x: &Value) -> Result<Value> {
+        frozen::apply_on(&self.0, tape, x)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Error, check_shape};
 use crate::frozen::{self, FrozenFunction};
 use crate::gpu::{Array, Gpu, Kept, View};
 use crate::linear::to_vec;
+use crate::tape::{Tape, Value};
 
 /// Frozen group normalisation (Wu & He, arXiv 1803.08494), channels last, with an optional activation:
 /// `y = act((x − μ_g) / √(σ²_g + ε) · w + b)`, μ and σ² over the pixels and channels of each group.
@@ -73,6 +74,14 @@ impl GroupNorm {
     /// When the last dimension of `x` is not `C`, its rank is below 3, or it is not `f32`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         frozen::apply(&self.0, x)
+    }
+
+    /// The same on a tape.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn on(&self, tape: &mut Tape, x: &Value) -> Result<Value> {
+        frozen::apply_on(&self.0, tape, x)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::gpu::{
     Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_optional_view, with_views,
 };
 use crate::linear::to_vec;
+use crate::tape::{Tape, Value};
 use crate::{Conv2d, GroupNorm, Linear, Memory, conv2d, group_norm, linear};
 
 /// diffusers' `ResnetBlock2D`:
@@ -49,6 +50,21 @@ impl ResnetBlock {
     /// # Errors
     /// When a shape disagrees or a tensor is not `f32`.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, memory: Memory) -> Result<Tensor> {
+        let y = dense(x)?.apply_op1(self.op(x, x.track_op(), time, memory)?)?;
+        if self.output_scale_factor == 1.0 { Ok(y) } else { y / self.output_scale_factor }
+    }
+
+    /// The same on a tape.
+    ///
+    /// # Errors
+    /// As [`ResnetBlock::forward`].
+    pub fn on(&self, tape: &mut Tape, x: &Value, time: Option<&Tensor>, memory: Memory) -> Result<Value> {
+        let y = tape.apply1(x, self.op(x.tensor(), x.is_tracked(), time, memory)?)?;
+        if self.output_scale_factor == 1.0 { Ok(y) } else { tape.divide(&y, self.output_scale_factor) }
+    }
+
+    /// To be applied to a tensor that fits, and which a gradient may go through.
+    fn op(&self, x: &Tensor, tracked: bool, time: Option<&Tensor>, memory: Memory) -> Result<Op> {
         check_dtype(x, Op::NAME)?;
         self.check_devices(x)?;
         let on_card = Card::of(x.device())?.is_some();
@@ -83,12 +99,10 @@ impl ResnetBlock {
             || format!("{output:?}"),
             &shortcut,
         )?;
-        let keep = x.track_op() && memory == Memory::Fast;
+        let keep = tracked && memory == Memory::Fast;
         let time = time.filter(|_| on_card).cloned();
         let block = self.clone();
-        let op = Op { block, bias, time, keep, hidden: OnceLock::new(), kept: OnceLock::new() };
-        let y = dense(x)?.apply_op1(op)?;
-        if self.output_scale_factor == 1.0 { Ok(y) } else { y / self.output_scale_factor }
+        Ok(Op { block, bias, time, keep, hidden: OnceLock::new(), kept: OnceLock::new() })
     }
 }
 

@@ -38,6 +38,11 @@ impl Context {
         Ok(Self { tokens: Tensor::cat(&[&head.detach(), &tail.detach()], 1)?, tail: tail.clone() })
     }
 
+    /// The last tokens, in the graph.
+    pub fn tail(&self) -> &Tensor {
+        &self.tail
+    }
+
     /// `[B, T, D]`.
     pub fn dims(&self) -> &[usize] {
         self.tokens.dims()

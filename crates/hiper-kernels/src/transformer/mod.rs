@@ -15,6 +15,7 @@ use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
 use crate::gpu::{
     Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_views,
 };
+use crate::tape::{Tape, Value};
 use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
 pub use context::Context;
@@ -77,12 +78,32 @@ impl Transformer {
     /// When a shape disagrees or a tensor is not `f32`.
     pub fn forward(&self, x: &Tensor, context: &Context, memory: Memory) -> Result<Tensor> {
         let Context { tokens, tail } = context;
+        let op = self.op([x, tokens], [x.track_op(), tail.track_op()], memory)?;
+        dense(x)?.apply_op3(&dense(tokens)?, tail, op)
+    }
+
+    /// The same on a tape, which has the context's tail as an input.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn on(
+        &self,
+        tape: &mut Tape,
+        x: &Value,
+        (context, tail): (&Context, &Value),
+        memory: Memory,
+    ) -> Result<Value> {
+        let tokens = Value::constant(&context.tokens);
+        let op = self.op([x.tensor(), tokens.tensor()], [x.is_tracked(), tail.is_tracked()], memory)?;
+        tape.apply3([x, &tokens, tail], op)
+    }
+
+    /// To be applied to `[x, context]` that fit, of which the first and the second's tail may have a gradient.
+    fn op(&self, [x, tokens]: [&Tensor; 2], track: [bool; 2], memory: Memory) -> Result<Op> {
         self.check(x, tokens)?;
-        let track = [x.track_op(), tail.track_op()];
         let keep = (track[0] || track[1]).then_some(memory);
         let transformer = self.clone();
-        let op = Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() };
-        dense(x)?.apply_op3(&dense(tokens)?, tail, op)
+        Ok(Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() })
     }
 
     /// Checks every layer's shape, so that the computation itself cannot fail.

@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 use crate::error::check_shape;
 use crate::frozen::{self, FrozenFunction};
 use crate::gpu::{Array, Gpu, View};
+use crate::tape::{Tape, Value};
 
 /// Nearest-neighbour resizing, as torch's `interpolate(mode="nearest")`:
 /// `y[b, r, c] = x[b, ⌊r H / H'⌋, ⌊c W / W'⌋]`.
@@ -23,6 +24,14 @@ use crate::gpu::{Array, Gpu, View};
 /// When `x` has another rank, a size is 0, or `x` is not `f32`.
 pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     frozen::apply(&Arc::new(UpsampleNearest { height, width }), x)
+}
+
+/// [`upsample_nearest2d`] on a tape.
+///
+/// # Errors
+/// As there.
+pub fn upsample_nearest2d_on(tape: &mut Tape, x: &Value, height: usize, width: usize) -> Result<Value> {
+    frozen::apply_on(&Arc::new(UpsampleNearest { height, width }), tape, x)
 }
 
 struct UpsampleNearest {

@@ -1,7 +1,7 @@
 //! diffusers' `ResnetBlock2D`.
 
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Linear, Memory, Padding, ResnetBlock};
+use hiper_kernels::{Activation, Linear, Memory, Padding, ResnetBlock, Tape, Value};
 
 use super::{conv2d, group_norm, linear, pointwise};
 use crate::{Result, Weights};
@@ -50,12 +50,14 @@ impl ResnetBlock2D {
         self
     }
 
+    /// `x [B, H, W, I]`, without a time embedding.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.block.forward(x, None, self.memory)?)
+    }
+
     /// `x [B, H, W, I]`; `temb [B, T]` or `[1, T]`, already activated.
-    pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        let time = match (&self.time_emb_proj, temb) {
-            (Some(project), Some(temb)) => Some(project.forward(temb)?),
-            _ => None,
-        };
-        Ok(self.block.forward(x, time.as_ref(), self.memory)?)
+    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, temb: &Tensor) -> Result<Value> {
+        let time = self.time_emb_proj.as_ref().map(|project| project.forward(temb)).transpose()?;
+        Ok(self.block.on(tape, x, time.as_ref(), self.memory)?)
     }
 }

@@ -1,7 +1,7 @@
 //! diffusers' `Downsample2D` and `Upsample2D`.
 
 use candle_core::Tensor;
-use hiper_kernels::{Conv2d, Padding, upsample_nearest2d};
+use hiper_kernels::{Conv2d, Padding, Tape, Value, upsample_nearest2d, upsample_nearest2d_on};
 
 use super::conv2d;
 use crate::{Result, Weights};
@@ -18,6 +18,10 @@ impl Downsample2D {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.0.forward(x)?)
     }
+
+    pub(crate) fn on(&self, tape: &mut Tape, x: &Value) -> Result<Value> {
+        Ok(self.0.on(tape, x)?)
+    }
 }
 
 /// Nearest-neighbour enlargement, then a convolution.
@@ -31,5 +35,11 @@ impl Upsample2D {
     /// Enlarges to `height × width`, usually twice the size of `x`.
     pub(crate) fn forward(&self, x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         Ok(self.0.forward(&upsample_nearest2d(x, height, width)?)?)
+    }
+
+    /// The same on a tape.
+    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, height: usize, width: usize) -> Result<Value> {
+        let enlarged = upsample_nearest2d_on(tape, x, height, width)?;
+        Ok(self.0.on(tape, &enlarged)?)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use hiper_kernels::{Context, Linear, Memory, Transformer, TransformerAttention, TransformerBlock};
+use hiper_kernels::{
+    Context, Linear, Memory, Tape, Transformer, TransformerAttention, TransformerBlock, Value,
+};
 
 use super::{group_norm, layer_norm, linear, pointwise};
 use crate::{Result, Weights};
@@ -45,9 +46,9 @@ impl Transformer2DModel {
         Ok(Self { transformer, memory: weights.memory() })
     }
 
-    /// `x [B, H, W, C]`, `context [B, T, D]`.
-    pub(crate) fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
-        Ok(self.transformer.forward(x, context, self.memory)?)
+    /// `x [B, H, W, C]`, `context [B, T, D]` and its tail.
+    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, context: (&Context, &Value)) -> Result<Value> {
+        Ok(self.transformer.on(tape, x, context, self.memory)?)
     }
 }
 

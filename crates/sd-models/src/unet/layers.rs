@@ -1,10 +1,10 @@
 //! The layers, in the order that latents pass them.
 
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding};
+use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding, Tape};
 
 use super::UNet2DConditionConfig;
-use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
+use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, Pass, UpBlock};
 use crate::blocks::{TimestepEmbedding, conv2d, group_norm};
 use crate::{Result, Weights};
 
@@ -60,16 +60,21 @@ impl Layers {
 
     /// Of `latents [B, h, w, 4]` and a row of sinusoids for each timestep: `[B, h, w, 4]`.
     pub(super) fn forward(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
-        let temb = self.time_embedding.forward_activated(sinusoids)?;
-        let mut h = self.conv_in.forward(latents)?;
-        let mut skips = vec![h.clone()];
+        let temb = &self.time_embedding.forward_activated(sinusoids)?;
+        let mut tape = Tape::default();
+        let (latents, tail) = (tape.input(latents), tape.input(context.tail()));
+        let mut h = self.conv_in.on(&mut tape, &latents)?;
+        let mut pass = Pass { tape, temb, context, tail, skips: vec![h.clone()] };
         for block in &self.down_blocks {
-            h = block.forward(&h, &temb, context, &mut skips)?;
+            h = block.forward(&mut pass, &h)?;
         }
-        h = self.mid_block.forward(&h, &temb, context)?;
+        h = self.mid_block.forward(&mut pass, &h)?;
         for block in &self.up_blocks {
-            h = block.forward(&h, &temb, context, &mut skips)?;
+            h = block.forward(&mut pass, &h)?;
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward(&h)?)?)
+        let mut tape = pass.tape;
+        h = self.conv_norm_out.on(&mut tape, &h)?;
+        h = self.conv_out.on(&mut tape, &h)?;
+        Ok(tape.end(&h)?)
     }
 }

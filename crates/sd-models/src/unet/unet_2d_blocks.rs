@@ -3,13 +3,38 @@
 //! A block with cross-attention and its plain sibling are one type here: the plain one has no transformers.
 
 use candle_core::Tensor;
-use hiper_kernels::{Context, Padding};
+use hiper_kernels::{Context, Padding, Tape, Value};
 
 use super::UNet2DConditionConfig;
 use crate::blocks::{
     Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig, Transformer2DModel, Upsample2D,
 };
 use crate::{Error, Result, Weights};
+
+/// What latents meet on their way.
+pub(super) struct Pass<'a> {
+    pub tape: Tape,
+    /// `[B, T]` or `[1, T]`, activated.
+    pub temb: &'a Tensor,
+    pub context: &'a Context,
+    /// The context's tail, on the tape.
+    pub tail: Value,
+    /// What the way up will need of the way down.
+    pub skips: Vec<Value>,
+}
+
+impl Pass<'_> {
+    fn resnet(&mut self, resnet: &ResnetBlock2D, x: &Value) -> Result<Value> {
+        resnet.on(&mut self.tape, x, self.temb)
+    }
+
+    fn attend(&mut self, attention: Option<&Transformer2DModel>, x: Value) -> Result<Value> {
+        match attention {
+            Some(attention) => attention.on(&mut self.tape, &x, (self.context, &self.tail)),
+            None => Ok(x),
+        }
+    }
+}
 
 /// What the configuration says of one level.
 #[derive(Clone, Copy)]
@@ -93,25 +118,17 @@ impl DownBlock {
         })
     }
 
-    /// Pushes what the way up will need onto `skips`.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        temb: &Tensor,
-        context: &Context,
-        skips: &mut Vec<Tensor>,
-    ) -> Result<Tensor> {
+    /// Pushes onto the skips.
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
         let mut h = x.clone();
         for (i, resnet) in self.resnets.iter().enumerate() {
-            h = resnet.forward(&h, Some(temb))?;
-            if let Some(attention) = self.attentions.get(i) {
-                h = attention.forward(&h, context)?;
-            }
-            skips.push(h.clone());
+            h = pass.resnet(resnet, &h)?;
+            h = pass.attend(self.attentions.get(i), h)?;
+            pass.skips.push(h.clone());
         }
         if let Some(downsampler) = &self.downsampler {
-            h = downsampler.forward(&h)?;
-            skips.push(h.clone());
+            h = downsampler.on(&mut pass.tape, &h)?;
+            pass.skips.push(h.clone());
         }
         Ok(h)
     }
@@ -136,9 +153,10 @@ impl MidBlock {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Context) -> Result<Tensor> {
-        let h = self.first.forward(x, Some(temb))?;
-        self.second.forward(&self.attention.forward(&h, context)?, Some(temb))
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
+        let h = pass.resnet(&self.first, x)?;
+        let h = pass.attend(Some(&self.attention), h)?;
+        pass.resnet(&self.second, &h)
     }
 }
 
@@ -172,32 +190,25 @@ impl UpBlock {
         })
     }
 
-    /// Pops what the way down left on `skips`.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        temb: &Tensor,
-        context: &Context,
-        skips: &mut Vec<Tensor>,
-    ) -> Result<Tensor> {
+    /// Pops what the way down left on the skips.
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
         let mut h = x.clone();
         for (i, resnet) in self.resnets.iter().enumerate() {
-            let Some(skip) = skips.pop() else {
+            let Some(skip) = pass.skips.pop() else {
                 let (expected, got) = ("as many layers up as down, and one".into(), "more".into());
                 return Err(Error::Argument { argument: "layers_per_block", expected, got });
             };
-            h = resnet.forward(&Tensor::cat(&[&h, &skip], 3)?, Some(temb))?;
-            if let Some(attention) = self.attentions.get(i) {
-                h = attention.forward(&h, context)?;
-            }
+            let both = pass.tape.concatenate([&h, &skip], 3)?;
+            h = pass.resnet(resnet, &both)?;
+            h = pass.attend(self.attentions.get(i), h)?;
         }
         if let Some(upsampler) = &self.upsampler {
             // Latents whose size is no multiple of the deepest level's come back to the size of the skip.
-            let (height, width) = match skips.last() {
-                Some(skip) => (skip.dim(1)?, skip.dim(2)?),
-                None => (2 * h.dim(1)?, 2 * h.dim(2)?),
+            let (height, width) = match pass.skips.last() {
+                Some(skip) => (skip.tensor().dim(1)?, skip.tensor().dim(2)?),
+                None => (2 * h.tensor().dim(1)?, 2 * h.tensor().dim(2)?),
             };
-            h = upsampler.forward(&h, height, width)?;
+            h = upsampler.on(&mut pass.tape, &h, height, width)?;
         }
         Ok(h)
     }

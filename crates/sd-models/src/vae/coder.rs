@@ -75,7 +75,7 @@ impl Encoder {
         let mut h = self.conv_in.forward(image)?;
         for (resnets, downsampler) in &self.levels {
             for resnet in resnets {
-                h = resnet.forward(&h, None)?;
+                h = resnet.forward(&h)?;
             }
             if let Some(downsampler) = downsampler {
                 h = downsampler.forward(&h)?;
@@ -141,7 +141,7 @@ impl Decoder {
         let mut h = self.mid.forward(&self.conv_in.forward(latents)?)?;
         for (resnets, upsampler) in &self.levels {
             for resnet in resnets {
-                h = resnet.forward(&h, None)?;
+                h = resnet.forward(&h)?;
             }
             if let Some(upsampler) = upsampler {
                 h = upsampler.forward(&h, 2 * h.dim(1)?, 2 * h.dim(2)?)?;
@@ -174,13 +174,13 @@ impl MidBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut h = self.first.forward(x, None)?;
+        let mut h = self.first.forward(x)?;
         if let Some((norm, attention)) = &self.attention {
             let (batch, height, width, channels) = h.dims4()?;
             let tokens = norm.forward(&h)?.reshape((batch, height * width, channels))?;
             let attended = attention.forward(&tokens)?.reshape((batch, height, width, channels))?;
             h = (attended + h)?;
         }
-        self.second.forward(&h, None)
+        self.second.forward(&h)
     }
 }

@@ -1,0 +1,250 @@
+//! Operators one after the other, and the way back through them.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor};
+
+use crate::Error;
+use crate::gpu::dense;
+
+/// A network's operators in the order in which they were applied, as one operator of candle's graph.
+///
+/// candle adds every gradient to zeros that it makes first. Here the first gradient of a value is taken as it is, which saves an
+/// addition and an allocation for each operator.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use hiper_kernels::{Activation, GroupNorm, Tape};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let ones = Tensor::ones(8, DType::F32, &Device::Cpu)?;
+/// let norm = GroupNorm::new(&ones, &ones, 4, 1e-5, Some(Activation::Silu))?;
+/// let x = Var::zeros((1, 2, 2, 8), DType::F32, &Device::Cpu)?;
+/// let mut tape = Tape::default();
+/// let input = tape.input(x.as_tensor());
+/// let once = norm.on(&mut tape, &input)?;
+/// let twice = norm.on(&mut tape, &once)?;
+/// let y = tape.end(&twice)?;
+/// assert!(y.sum_all()?.backward()?.get(&x).is_some());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+pub struct Tape {
+    /// Of candle's graph, with their numbers.
+    inputs: Vec<(Tensor, usize)>,
+    steps: Vec<Step>,
+    /// How many values have a number.
+    values: usize,
+}
+
+/// A tensor between operators of a [`Tape`], cut from candle's graph.
+#[derive(Clone)]
+pub struct Value {
+    tensor: Tensor,
+    /// By which its gradient is known, if it needs one.
+    number: Option<usize>,
+}
+
+/// The gradients of an operator's arguments, of its result's.
+type Back = Box<dyn Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
+
+struct Step {
+    arguments: Vec<Option<usize>>,
+    result: usize,
+    back: Back,
+}
+
+impl Value {
+    /// Numbers that need no gradient.
+    pub fn constant(tensor: &Tensor) -> Self {
+        Self { tensor: tensor.detach(), number: None }
+    }
+
+    /// The numbers.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Whether a gradient goes through it.
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.number.is_some()
+    }
+}
+
+impl Tape {
+    /// An argument of the network: it gets a gradient if it is part of candle's graph. There may be three of these.
+    pub fn input(&mut self, tensor: &Tensor) -> Value {
+        let mut value = Value::constant(tensor);
+        if tensor.track_op() {
+            value.number = Some(self.number());
+            self.inputs.push((tensor.clone(), self.values - 1));
+        }
+        value
+    }
+
+    /// Two tensors behind each other along a dimension.
+    ///
+    /// # Errors
+    /// When their other dimensions differ.
+    pub fn concatenate(&mut self, [a, b]: [&Value; 2], dim: usize) -> Result<Value> {
+        let joined = Tensor::cat(&[&a.tensor, &b.tensor], dim)?;
+        let [first, second] = [a.tensor.dim(dim)?, b.tensor.dim(dim)?];
+        let back =
+            move |d: &Tensor| Ok(vec![Some(d.narrow(dim, 0, first)?), Some(d.narrow(dim, first, second)?)]);
+        Ok(self.step(&[a, b], joined, Box::new(back)))
+    }
+
+    /// A tensor divided by a number.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(crate) fn divide(&mut self, x: &Value, by: f64) -> Result<Value> {
+        let quotient = (&x.tensor / by)?;
+        Ok(self.step(&[x], quotient, Box::new(move |d| Ok(vec![Some((d / by)?)]))))
+    }
+
+    pub(crate) fn apply1(&mut self, x: &Value, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Value> {
+        let op: Arc<Box<dyn CustomOp1 + Send + Sync>> = Arc::new(Box::new(op));
+        let input = dense(&x.tensor)?;
+        let y = input.apply_op1_arc(op.clone())?;
+        let result = y.clone();
+        Ok(self.step(&[x], y, Box::new(move |d| Ok(vec![op.bwd(&input, &result, d)?]))))
+    }
+
+    pub(crate) fn apply3(
+        &mut self,
+        arguments: [&Value; 3],
+        op: impl CustomOp3 + Send + Sync + 'static,
+    ) -> Result<Value> {
+        let op: Arc<Box<dyn CustomOp3 + Send + Sync>> = Arc::new(Box::new(op));
+        let [a, b, c] = arguments.map(|value| dense(&value.tensor));
+        let (a, b, c) = (a?, b?, c?);
+        let y = a.apply_op3_arc(&b, &c, op.clone())?;
+        let result = y.clone();
+        let back = move |d: &Tensor| {
+            let (a, b, c) = op.bwd(&a, &b, &c, &result, d)?;
+            Ok(vec![a, b, c])
+        };
+        Ok(self.step(&arguments, y, Box::new(back)))
+    }
+
+    fn number(&mut self) -> usize {
+        self.values += 1;
+        self.values - 1
+    }
+
+    fn step(&mut self, arguments: &[&Value], tensor: Tensor, back: Back) -> Value {
+        if !arguments.iter().any(|argument| argument.is_tracked()) {
+            return Value { tensor, number: None };
+        }
+        let result = self.number();
+        let arguments = arguments.iter().map(|argument| argument.number).collect();
+        self.steps.push(Step { arguments, result, back });
+        Value { tensor, number: Some(result) }
+    }
+
+    /// The network's result, in candle's graph if an input is.
+    ///
+    /// # Errors
+    /// When there are more than three inputs that need a gradient.
+    pub fn end(self, result: &Value) -> Result<Tensor> {
+        let tensors: Vec<Tensor> = self.inputs.iter().map(|(tensor, _)| tensor.clone()).collect();
+        let Some(number) = result.number else { return Ok(result.tensor.clone()) };
+        let whole = Whole { tape: self, result: result.tensor.clone(), number };
+        match tensors.as_slice() {
+            [a] => a.apply_op3(a, a, whole),
+            [a, b] => a.apply_op3(b, b, whole),
+            [a, b, c] => a.apply_op3(b, c, whole),
+            more => {
+                let what = format!("{} inputs that need a gradient", more.len());
+                Err(Error::Unsupported { op: Whole::NAME, what }.into())
+            }
+        }
+    }
+
+    /// The gradients of the inputs, of that of a value.
+    fn backward(&self, of: usize, gradient: Tensor) -> Result<Vec<Option<Tensor>>> {
+        let mut gradients: Vec<Option<Tensor>> = vec![None; self.values];
+        gradients[of] = Some(gradient);
+        for step in self.steps.iter().rev() {
+            // Nothing needs a result that has no gradient.
+            let Some(gradient) = gradients[step.result].take() else { continue };
+            for (argument, part) in step.arguments.iter().zip((step.back)(&gradient)?) {
+                let (Some(argument), Some(part)) = (argument, part) else { continue };
+                let sum = &mut gradients[*argument];
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + part)?,
+                    None => part,
+                });
+            }
+        }
+        Ok(self.inputs.iter().map(|(_, number)| gradients[*number].take()).collect())
+    }
+}
+
+/// A network that was computed, as an operator of its inputs: its forward pass has its result.
+struct Whole {
+    tape: Tape,
+    result: Tensor,
+    number: usize,
+}
+
+impl Whole {
+    const NAME: &'static str = "network";
+}
+
+impl CustomOp3 for Whole {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let result = self.result.force_contiguous()?;
+        match &*result.storage_and_layout().0 {
+            Storage::Cpu(storage) => Ok((storage.clone(), result.shape().clone())),
+            _ => Err(Error::Device.into()),
+        }
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let result = self.result.force_contiguous()?;
+        match &*result.storage_and_layout().0 {
+            Storage::Cuda(storage) => Ok((storage.try_clone(result.layout())?, result.shape().clone())),
+            _ => Err(Error::Device.into()),
+        }
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.tape.backward(self.number, gradient.clone())?.into_iter();
+        let mut next = || gradients.next().flatten();
+        Ok((next(), next(), next()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
