@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// What runs on a card: every operator's tests, the demo model's, and those of the program, a recorded step among them.
-pub const TESTS: [&str; 7] = [
+pub const TESTS: [&str; 8] = [
     "--package=hiper-kernels",
     "--package=hiper-tests",
     "--package=hiper-cli",
@@ -26,6 +26,7 @@ pub const TESTS: [&str; 7] = [
     "--lib",
     "--bin=hiper",
     "--test=card",
+    "--test=cuda",
 ];
 
 /// The variable that names the card to the tests.

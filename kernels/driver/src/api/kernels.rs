@@ -26,7 +26,8 @@ pub extern "C" fn cuModuleLoadData(module: *mut u64, image: *const c_char) -> c_
     with(|state| {
         state.check_no_capture("loading a module")?;
         let name = unsafe { CStr::from_ptr(image) };
-        give(module, if CANDLES.contains(&name) { 1 } else { 2 })
+        // An empty one is candle's too: its build keeps what an earlier stand-in for nvcc left.
+        give(module, if name.is_empty() || CANDLES.contains(&name) { 1 } else { 2 })
     })
 }
 
