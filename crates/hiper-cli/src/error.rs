@@ -92,6 +92,11 @@ impl Error {
     /// What to do about it, where the message does not say so itself.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Subject { error, .. } => return error.hint(),
+            _ if self.is_out_of_card_memory() => {
+                "--memory lean needs less, and so do --dtype f16, a smaller --resolution (or --height and --width) and a smaller \
+                 --batch-size; other programs on the card need some too"
+            }
             Self::Usage(_) => "hiper --help lists commands, hiper COMMAND --help their flags",
             Self::Refused { hint, .. } | Self::Picture { hint, .. } => hint,
             Self::Io { source, .. } => io_hint(source)?,
@@ -100,7 +105,6 @@ impl Error {
                 "give --model the checkpoint that the tail was learned with; hiper inspect TAIL names it"
             }
             Self::Model(sd_models::Error::Argument { argument: "steps", .. }) => "change --steps",
-            Self::Subject { error, .. } => return error.hint(),
             Self::Subjects { .. } => "the other subjects are done",
             Self::Interrupted(Some(_)) => {
                 "personalize --resume continues there, and so does demo when it is run again"
@@ -120,8 +124,19 @@ impl Error {
         }
     }
 
+    /// Whichever library asked for it: the driver's name of the error is in every message.
+    fn is_out_of_card_memory(&self) -> bool {
+        self.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY")
+    }
+
     /// The message in one line.
     pub fn line(&self) -> String {
+        if let Self::Subject { subject, error } = self {
+            return format!("{subject}: {}", error.line());
+        }
+        if self.is_out_of_card_memory() {
+            return "the card has too little memory".into();
+        }
         self.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
@@ -139,4 +154,18 @@ fn io_hint(source: &std::io::Error) -> Option<&'static str> {
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "choose another path: a file is in the way",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_without_memory_is_named_with_a_remedy() {
+        let said = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: somewhere";
+        let error =
+            Error::from(sd_models::Error::from(candle_core::Error::Msg(said.into()))).of(Some("rabbit"));
+        assert_eq!(error.line(), "rabbit: the card has too little memory");
+        assert!(error.hint().unwrap().contains("--memory lean"));
+    }
 }
