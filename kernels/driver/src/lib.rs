@@ -3,8 +3,8 @@
 //! Kernels run on the CPU (`host-kernels`, and `candle.rs` for candle's); everything above them is the code that drives a card.
 //! Work waits until somebody waits for it, memory holds NaN until it is written, and what a driver refuses is refused, and said
 //! on the standard error: work on freed memory, shared memory that was not asked for, and, while a stream is recorded, waiting
-//! for it, sending it data, or freeing what it did not allocate. A module's image is the name of the file that
-//! `kernels/driver/toolkit` would have compiled. Speed it does not show.
+//! for it, sending it data, or freeing what it did not allocate. Modules are not looked into, but for whose they are: kernels are
+//! known by name. `toolkit/` stands in for nvcc, whose images say no more. Speed it does not show.
 //!
 //! - `STAND_IN_DRIVER_MEMORY`: bytes that the card has.
 //! - `STAND_IN_DRIVER_DRY`: kernels are counted and not run, but for the optimiser's and copies, for networks that a CPU would need

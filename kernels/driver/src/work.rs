@@ -43,7 +43,7 @@ pub struct Launch {
     pub arguments: Vec<u64>,
 }
 
-/// One thing to do. Addresses are the card's, but for `to_host`.
+/// One thing to do. Addresses are the card's.
 #[derive(Clone)]
 pub enum Work {
     Launch(Launch),
