@@ -12,8 +12,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         list(&model, &mut files)?;
     }
     files.sort();
-    // Aligned, so that weights can be read where they are.
-    let mut table = String::from("#[repr(align(64))]\nstruct Aligned<T>(T);\n");
+    let mut table = String::new();
+    if !files.is_empty() {
+        // So that weights can be read where they are.
+        table.push_str("#[repr(align(64))]\nstruct Aligned<T>(T);\n");
+    }
     table.push_str("pub static FILES: &[(&str, &[u8])] = &[\n");
     for file in &files {
         let relative = file.strip_prefix(&model)?.to_string_lossy().replace('\\', "/");
