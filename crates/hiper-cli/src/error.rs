@@ -46,7 +46,7 @@ pub enum Error {
     #[error("the computation failed: {0}")]
     Tensor(#[from] candle_core::Error),
     /// What is wrong with one of several subjects.
-    #[error("{subject}: {error}")]
+    #[error("{subject}: {}", error.line())]
     Subject {
         /// Its name.
         subject: String,
@@ -54,7 +54,7 @@ pub enum Error {
         error: Box<Error>,
     },
     /// Some subjects could not be learned; the others are done.
-    #[error("{} of {total} subjects failed: {}", failed.len(), failed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("{} of {total} subjects failed: {}", failed.len(), failed.iter().map(Error::line).collect::<Vec<_>>().join("; "))]
     Subjects {
         /// How many there were.
         total: usize,
@@ -124,16 +124,14 @@ impl Error {
         }
     }
 
-    /// Whichever library asked for it: the driver's name of the error is in every message.
+    /// Whichever library asked for it: the driver's name of the error is in every message, but
+    /// not in what [`Error::line`] makes of it for several subjects.
     fn is_out_of_card_memory(&self) -> bool {
         self.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY")
     }
 
     /// The message in one line.
     pub fn line(&self) -> String {
-        if let Self::Subject { subject, error } = self {
-            return format!("{subject}: {}", error.line());
-        }
         if self.is_out_of_card_memory() {
             return "the card has too little memory".into();
         }
@@ -167,5 +165,8 @@ mod tests {
             Error::from(sd_models::Error::from(candle_core::Error::Msg(said.into()))).of(Some("rabbit"));
         assert_eq!(error.line(), "rabbit: the card has too little memory");
         assert!(error.hint().unwrap().contains("--memory lean"));
+        let several = Error::Subjects { total: 3, failed: vec![error] };
+        assert_eq!(several.line(), "1 of 3 subjects failed: rabbit: the card has too little memory");
+        assert_eq!(several.hint().unwrap(), "the other subjects are done");
     }
 }
