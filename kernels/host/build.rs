@@ -1,7 +1,9 @@
 //! Compiles every `kernels/*.cu` as C++, behind the shim.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+const SANITIZER: &str = "HOST_KERNELS_SANITIZER";
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Asked for when it runs: a target directory may have moved since this was compiled.
@@ -16,7 +18,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     sources.sort();
-    cc::Build::new()
+    let sanitizer = Sanitizer::chosen()?;
+    // The shim itself is no kernel: a sanitizer is told what it does, and does not watch it.
+    build(&host, &sanitizer).file(host.join("shim.cpp")).try_compile("host_shim")?;
+    build(&host, &sanitizer)
+        .flags(sanitizer.flags)
+        .files(sources)
+        .file(host.join("probes.cu"))
+        // Nothing refers to a kernel by symbol: they register themselves.
+        .link_lib_modifier("+whole-archive")
+        .try_compile("host_kernels")?;
+    sanitizer.link()?;
+    Ok(())
+}
+
+fn build(host: &Path, sanitizer: &Sanitizer) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .opt_level(2)
@@ -26,11 +44,51 @@ fn main() -> Result<(), Box<dyn Error>> {
         .flag("-ffp-contract=off")
         // A fiber leaves by longjmp to a stack above its own, which the fortified longjmp takes for an error.
         .flag("-U_FORTIFY_SOURCE")
-        .include(&kernels)
-        .files(sources)
-        .files(["shim.cpp", "probes.cu"].map(|name| host.join(name)))
-        // Nothing refers to a kernel by symbol: they register themselves.
-        .link_lib_modifier("+whole-archive")
-        .try_compile("host_kernels")?;
-    Ok(())
+        .include(host.join(".."));
+    if let Some(name) = sanitizer.name {
+        build.define(name, None);
+    }
+    build
+}
+
+/// What watches kernels: sanitizers.hpp says what each finds.
+struct Sanitizer {
+    name: Option<&'static str>,
+    flags: &'static [&'static str],
+    libraries: &'static [&'static str],
+}
+
+impl Sanitizer {
+    fn chosen() -> Result<Self, String> {
+        println!("cargo:rerun-if-env-changed={SANITIZER}");
+        let name = std::env::var(SANITIZER).unwrap_or_default();
+        println!("cargo:rustc-env={SANITIZER}={name}");
+        Ok(match name.as_str() {
+            "" => Self { name: None, flags: &[], libraries: &[] },
+            "address" => Self {
+                name: Some("SANITIZE_ADDRESS"),
+                flags: &["-g", "-fsanitize=address,undefined", "-fsanitize-recover=address"],
+                libraries: &["asan", "ubsan"],
+            },
+            "thread" => Self {
+                name: Some("SANITIZE_THREAD"),
+                flags: &["-g", "-fsanitize=thread"],
+                libraries: &["tsan"],
+            },
+            other => return Err(format!("{SANITIZER}={other}: address or thread")),
+        })
+    }
+
+    /// Cargo links without what the compiler would add.
+    fn link(&self) -> Result<(), Box<dyn Error>> {
+        let compiler = cc::Build::new().cpp(true).try_get_compiler()?;
+        for library in self.libraries {
+            let asked = format!("-print-file-name=lib{library}.so");
+            let said = String::from_utf8(compiler.to_command().arg(asked).output()?.stdout)?;
+            let folder = Path::new(said.trim()).parent().ok_or("the compiler has no such library")?;
+            println!("cargo:rustc-link-search=native={}", folder.display());
+            println!("cargo:rustc-link-lib=dylib={library}");
+        }
+        Ok(())
+    }
 }

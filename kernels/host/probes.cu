@@ -60,7 +60,8 @@ KERNEL(probe_race, (64), float* values, int barrier) {
 }
 
 // What goes wrong: 0 nothing, 1 a thread ends before a barrier, 2 a lane skips a shuffle, 3 an address is not aligned, 4 a write
-// behind shared memory, 5 a copy is read before it has been waited for.
+// behind shared memory, 5 a copy is read before it has been waited for, 6 a read behind shared memory, 7 a read behind the
+// values, 8 a read of what another lane wrote before a shuffle, which is no barrier.
 KERNEL(probe_error, (64), float* values, int error) {
     float* cells = reinterpret_cast<float*>(shared_memory());
     int i = threadIdx.x;
@@ -70,7 +71,9 @@ KERNEL(probe_error, (64), float* values, int error) {
     if (error == 3) next = load_vector<float4>(values + i % 2).x;
     cells[error == 4 ? i + 1 : i] = next;
     if (error == 5 && i % 4 == 0) cp_async_16(cells + i, values + i);
+    if (error == 6 || error == 7) next = error == 6 ? cells[i + 1] : values[i + 1];
+    if (error == 8) next = __shfl_xor_sync(ALL_LANES, next, 1) + cells[i ^ 1];
     if (error == 1 && i == 5) return;
     __syncthreads();
-    values[i] = cells[i];
+    values[i] = error > 5 ? next : cells[i];
 }

@@ -1,15 +1,14 @@
 // The fibers behind shim.hpp, and the launch.
 
+#include "fiber.hpp"
 #include "shim.hpp"
 
-#include <csetjmp>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <ucontext.h>
 
 namespace host {
 
@@ -17,7 +16,7 @@ __thread Place place;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 128 << 10, GUARD_BYTES = 4096, COPY_BYTES = 16;
+constexpr size_t GUARD_BYTES = 4096, COPY_BYTES = 16;
 constexpr unsigned MAX_THREADS = 1024, MAX_SHARED_BYTES = 227 << 10;
 constexpr unsigned char UNWRITTEN = 0xff;  // a NaN in f16, bf16, f32
 
@@ -27,35 +26,36 @@ enum class State { Ready, AtBarrier, InWarp, Done };
 
 struct Copy { void* to; const void* from; bool valid; };
 
-struct Fiber {
-    std::unique_ptr<unsigned char[]> stack{new unsigned char[STACK_BYTES]};
-    ucontext_t entry;
-    jmp_buf context;
-    bool entered = false;
+void run_thread();
+
+struct Thread {
+    Fiber fiber{run_thread};
     State state;
     int line, predicate;
-    uint3 thread;
+    unsigned barriers = 0;  // that it reached
+    uint3 index;
     unsigned number;
     std::vector<std::vector<Copy>> groups;  // of cp_async_16; the last one is open
 };
 
 struct Warp {
     Deposits deposits[2];
+    char gates[2];
     unsigned arrived = 0, round = 0;
     const char* operation;
     int line;
 };
 
 struct Block {
-    std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
+    std::vector<std::unique_ptr<Thread>> all;  // kept from launch to launch
     std::vector<Warp> warps;
     std::vector<unsigned char> memory;
     const Kernel* kernel;
     void** arguments;
     unsigned threads;
     int any;  // of the predicates at the latest barrier
-    Fiber* running;
-    jmp_buf scheduler;
+    Thread* running = nullptr;
+    char begun, barriers[2];  // a sanitizer's gates; who has not left a barrier meets nobody at the next but one
     std::string error;
     uint64_t schedule = 0;
 };
@@ -69,49 +69,41 @@ void describe(const char* what, int line) {
     block.error = text;
 }
 
-// The fiber that runs gives way; it goes on where it left when the scheduler resumes it.
-__attribute__((noinline)) void leave(State state, int line) {
+// The thread that runs gives way; it goes on where it left when the scheduler resumes it.
+void leave(State state, int line) {
     block.running->state = state;
     block.running->line = line;
-    if (_setjmp(block.running->context) == 0) _longjmp(block.scheduler, 1);
+    block.running->fiber.give_way();
 }
 
-void run_fiber() {
+void run_thread() {
     for (;;) {
+        sanitizer::pass(&block.begun);
         block.kernel->invoke(block.kernel->function, block.arguments);
         finish_copies(0);
         leave(State::Done, 0);
     }
 }
 
-__attribute__((noinline)) void resume(Fiber& fiber) {
-    block.running = &fiber;
-    place.thread = fiber.thread;
-    if (_setjmp(block.scheduler) != 0) return;
-    if (fiber.entered) _longjmp(fiber.context, 1);
-    fiber.entered = true;
-    setcontext(&fiber.entry);
+void resume(Thread& thread) {
+    block.running = &thread;
+    place.thread = thread.index;
+    thread.fiber.resume();
+    block.running = nullptr;
 }
 
-// `threads` fibers that stand at the kernel's first instruction. After an error they are made anew.
-void prepare_fibers(bool anew) {
-    if (anew) block.fibers.clear();
-    while (block.fibers.size() < block.threads) {
-        auto fiber = std::make_unique<Fiber>();
-        getcontext(&fiber->entry);
-        fiber->entry.uc_stack.ss_sp = fiber->stack.get();
-        fiber->entry.uc_stack.ss_size = STACK_BYTES;
-        fiber->entry.uc_link = nullptr;
-        makecontext(&fiber->entry, run_fiber, 0);
-        block.fibers.push_back(std::move(fiber));
-    }
+// As many threads as a block has, which stand at the kernel's first instruction. After an error they are made anew.
+void prepare_threads(bool anew) {
+    if (anew) block.all.clear();
+    while (block.all.size() < block.threads) block.all.push_back(std::make_unique<Thread>());
     for (unsigned i = 0; i < block.threads; ++i) {
-        Fiber& fiber = *block.fibers[i];
-        fiber.state = State::Ready;
-        fiber.number = i;
-        fiber.groups.assign(1, {});
+        Thread& thread = *block.all[i];
+        thread.state = State::Ready;
+        thread.number = i;
+        thread.barriers = 0;
+        thread.groups.assign(1, {});
         uint3 size = place.block_size;
-        fiber.thread = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+        thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     }
     block.warps.assign((block.threads + LANES - 1) / LANES, Warp());
 }
@@ -124,31 +116,31 @@ bool run_block(std::mt19937_64* random) {
         if (random) std::shuffle(order.begin(), order.end(), *random);
         bool progress = false;
         for (unsigned number : order) {
-            if (block.fibers[number]->state != State::Ready) continue;
+            if (block.all[number]->state != State::Ready) continue;
             progress = true;
-            resume(*block.fibers[number]);
+            resume(*block.all[number]);
             if (!block.error.empty()) return false;
         }
         if (progress) continue;
 
         unsigned done = 0, waiting = 0;
-        const Fiber* stuck = nullptr;
+        const Thread* stuck = nullptr;
         for (unsigned i = 0; i < block.threads; ++i) {
-            const Fiber& fiber = *block.fibers[i];
-            done += fiber.state == State::Done;
-            waiting += fiber.state == State::AtBarrier;
-            bool elsewhere = stuck && stuck->state == State::AtBarrier && fiber.line != stuck->line;
-            if (fiber.state == State::InWarp || (fiber.state == State::AtBarrier && (!stuck || elsewhere))) stuck = &fiber;
+            const Thread& thread = *block.all[i];
+            done += thread.state == State::Done;
+            waiting += thread.state == State::AtBarrier;
+            bool elsewhere = stuck && stuck->state == State::AtBarrier && thread.line != stuck->line;
+            if (thread.state == State::InWarp || (thread.state == State::AtBarrier && (!stuck || elsewhere))) stuck = &thread;
         }
         if (done == block.threads) return true;
-        place.thread = stuck->thread;
+        place.thread = stuck->index;
         if (waiting == block.threads) {
-            const Fiber& first = *block.fibers[0];
+            const Thread& first = *block.all[0];
             if (stuck->line != first.line) return describe("threads of a block wait at different barriers", stuck->line), false;
             block.any = 0;
             for (unsigned i = 0; i < block.threads; ++i) {
-                block.fibers[i]->state = State::Ready;
-                block.any |= block.fibers[i]->predicate != 0;
+                block.all[i]->state = State::Ready;
+                block.any |= block.all[i]->predicate != 0;
             }
         } else {
             bool in_warp = stuck->state == State::InWarp;
@@ -159,11 +151,22 @@ bool run_block(std::mt19937_64* random) {
     }
 }
 
-bool guards_are_whole(const unsigned char* shared, unsigned shared_bytes) {
+// 128-byte aligned, between guards.
+void prepare_shared_memory(unsigned bytes) {
+    sanitizer::allow(block.memory.data(), block.memory.size());
+    block.memory.assign(bytes + 2 * GUARD_BYTES + 128, UNWRITTEN);
+    auto start = reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD_BYTES;
+    place.shared = reinterpret_cast<unsigned char*>((start + 127) / 128 * 128);
+    sanitizer::forbid(place.shared - GUARD_BYTES, GUARD_BYTES);
+    sanitizer::forbid(place.shared + bytes, GUARD_BYTES);
+}
+
+bool guards_are_whole(unsigned shared_bytes) {
     auto whole = [](const unsigned char* from) {
+        sanitizer::allow(from, GUARD_BYTES);
         return std::all_of(from, from + GUARD_BYTES, [](unsigned char byte) { return byte == UNWRITTEN; });
     };
-    return whole(shared - GUARD_BYTES) && whole(shared + shared_bytes);
+    return whole(place.shared - GUARD_BYTES) && whole(place.shared + shared_bytes);
 }
 
 float widen(uint16_t bits) {
@@ -204,12 +207,16 @@ unsigned lane() { return block.running->number % LANES; }
 
 void fail(const char* what, int line) {
     describe(what, line);
-    _longjmp(block.scheduler, 1);
+    block.running->fiber.give_way();
+    std::abort();  // nobody resumes it
 }
 
 int block_barrier(int line, int predicate) {
+    char* gate = &block.barriers[block.running->barriers++ % 2];
     block.running->predicate = predicate;
+    sanitizer::arrive(gate);
     leave(State::AtBarrier, line);
+    sanitizer::pass(gate);
     return block.any;
 }
 
@@ -218,7 +225,10 @@ const Deposits& meet(const void* deposit, size_t bytes, const char* operation, i
     if (first + LANES > block.threads) fail("a warp function in a warp of less than 32 threads", line);
     Warp& warp = block.warps[number / LANES];
     Deposits& table = warp.deposits[warp.round % 2];
-    std::memcpy(table.bytes[number % LANES], deposit, bytes);
+    {
+        sanitizer::Unwatched table_of_the_shim;
+        std::memcpy(table.bytes[number % LANES], deposit, bytes);
+    }
     if (warp.arrived == 0) warp.operation = operation, warp.line = line;
     if (std::strcmp(warp.operation, operation) != 0 || warp.line != line) fail("lanes of a warp are at different places", line);
     if (++warp.arrived < LANES) {
@@ -226,23 +236,41 @@ const Deposits& meet(const void* deposit, size_t bytes, const char* operation, i
     } else {
         warp.arrived = 0;
         ++warp.round;
-        for (unsigned i = first; i < first + LANES; ++i) block.fibers[i]->state = State::Ready;
+        for (unsigned i = first; i < first + LANES; ++i) block.all[i]->state = State::Ready;
     }
     return table;
 }
 
-void queue_copy(void* to, const void* from, bool valid) { block.running->groups.back().push_back({to, from, valid}); }
+void warp_barrier(int line) {
+    Warp& warp = block.warps[block.running->number / LANES];
+    char* gate = &warp.gates[warp.round % 2];
+    sanitizer::arrive(gate);
+    meet("", 1, "__syncwarp", line);
+    sanitizer::pass(gate);
+}
+
+void queue_copy(void* to, const void* from, bool valid) {
+    if (valid) sanitizer::reads(from, COPY_BYTES);
+    sanitizer::writes(to, COPY_BYTES);
+    block.running->groups.back().push_back({to, from, valid});
+}
 void close_copies() { block.running->groups.emplace_back(); }
 void finish_copies(int pending) {
     auto& groups = block.running->groups;
     size_t closed = groups.size() - 1, finished = closed > size_t(pending) ? closed - pending : 0;
     for (size_t i = 0; i < finished; ++i) {
         for (const Copy& copy : groups[i]) {
+            sanitizer::writes(copy.to, COPY_BYTES);
             if (copy.valid) std::memcpy(copy.to, copy.from, COPY_BYTES);
             else std::memset(copy.to, 0, COPY_BYTES);
         }
     }
     groups.erase(groups.begin(), groups.begin() + finished);
+}
+
+// A sanitizer has printed something.
+void report_finding() {
+    if (block.running && block.error.empty()) describe("a sanitizer found what is printed above", 0);
 }
 
 }  // namespace host
@@ -271,15 +299,12 @@ extern "C" int host_launch(const char* name, uint3 grid, uint3 size, unsigned sh
         for (unsigned y = 0; y < grid.y; ++y) {
             for (unsigned x = 0; x < grid.x; ++x) {
                 place.block = {x, y, z};
-                prepare_fibers(failed_before);
+                prepare_threads(failed_before);
                 failed_before = false;
-                block.memory.assign(shared_bytes + 2 * GUARD_BYTES + 128, UNWRITTEN);
-                auto start = reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD_BYTES;
-                place.shared = reinterpret_cast<unsigned char*>((start + 127) / 128 * 128);
+                prepare_shared_memory(shared_bytes);
+                sanitizer::arrive(&block.begun);
                 if (!run_block(block.schedule ? &random : nullptr)) return 1;
-                if (!guards_are_whole(place.shared, shared_bytes)) {
-                    return describe("writes outside of its shared memory", 0), 1;
-                }
+                if (!guards_are_whole(shared_bytes)) return describe("writes outside of its shared memory", 0), 1;
             }
         }
     }
@@ -306,3 +331,21 @@ extern "C" const char* host_kernel_name(unsigned index) {
     while (kernel && index-- > 0) kernel = kernel->next;
     return kernel ? kernel->name : nullptr;
 }
+
+// What the sanitizers' libraries look for.
+#ifdef SANITIZE_ADDRESS
+extern "C" void __asan_on_error() { host::report_finding(); }
+extern "C" void __ubsan_on_report() { host::report_finding(); }
+extern "C" const char* __asan_default_options() { return "halt_on_error=0:detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0"; }
+#endif
+#ifdef SANITIZE_THREAD
+extern "C" void __tsan_on_report(void*) { host::report_finding(); }
+// Only kernels are watched: of Rust's threads it sees neither what they do nor what orders it.
+extern "C" const char* __tsan_default_options() {
+    return "ignore_interceptors_accesses=1:suppress_equal_stacks=0:suppress_equal_addresses=0:exitcode=0";
+}
+#endif
+
+// Memory that no kernel may use: nothing without a sanitizer.
+extern "C" void host_forbid(const void* from, size_t bytes) { host::sanitizer::forbid(from, bytes); }
+extern "C" void host_allow(const void* from, size_t bytes) { host::sanitizer::allow(from, bytes); }

@@ -4,8 +4,11 @@
 // the others; a warp function passes values through a table that all lanes of the warp fill. Blocks run one after
 // another. What goes wrong on a card and is cheap to see is an error of the launch: threads that end while others wait,
 // lanes that meet at different places, addresses that are not aligned, writes behind the end of shared memory. Shared
-// memory begins as NaN. Copies of cp_async happen when they are waited for, no earlier.
+// memory begins as NaN. Copies of cp_async happen when they are waited for, no earlier. What is dear to see, sanitizers.hpp
+// lets the compiler's sanitizers see.
 #pragma once
+
+#include "sanitizers.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -86,6 +89,7 @@ extern __thread Place place;
 constexpr unsigned LANES = 32, DEPOSIT_BYTES = 64;
 struct Deposits { alignas(16) unsigned char bytes[LANES][DEPOSIT_BYTES]; };
 const Deposits& meet(const void* deposit, size_t bytes, const char* operation, int line);
+void warp_barrier(int line);
 int block_barrier(int line, int predicate = 0);  // whether any thread's predicate holds
 unsigned lane();
 [[noreturn]] void fail(const char* what, int line);
@@ -112,7 +116,7 @@ inline void check_alignment(const void* address, size_t bytes, const char* what,
 DEVICE unsigned char* shared_memory() { return host::place.shared; }
 DEVICE void __syncthreads(int line = __builtin_LINE()) { host::block_barrier(line); }
 DEVICE int __syncthreads_or(int predicate, int line = __builtin_LINE()) { return host::block_barrier(line, predicate); }
-DEVICE void __syncwarp(unsigned = ~0u, int line = __builtin_LINE()) { host::meet("", 1, "__syncwarp", line); }
+DEVICE void __syncwarp(unsigned = ~0u, int line = __builtin_LINE()) { host::warp_barrier(line); }
 
 // ---- CUDA's arithmetic ----
 
@@ -184,6 +188,7 @@ template <int pending> DEVICE void cp_async_wait() { host::finish_copies(pending
 namespace host {
 
 template <typename V> V take(const Deposits& deposits, unsigned lane) {
+    sanitizer::Unwatched table_of_the_shim;
     V value;
     std::memcpy(&value, deposits.bytes[lane], sizeof value);
     return value;
@@ -206,6 +211,7 @@ template <typename T, int depth> void mma(float (&d)[4], const uint32_t* a, cons
         own.b[2 * i] = pair.x, own.b[2 * i + 1] = pair.y;
     }
     const Deposits& table = meet(&own, sizeof own, "mma", line);
+    sanitizer::Unwatched table_of_the_shim;
     auto of = [&](unsigned lane) -> const Fragments<T, depth>& {
         return *reinterpret_cast<const Fragments<T, depth>*>(table.bytes[lane]);
     };
@@ -230,6 +236,7 @@ template <int matrices, bool transposed> void ldmatrix(uint32_t (&r)[matrices], 
         std::memcpy(own, row, sizeof own);
     }
     const Deposits& table = meet(own, sizeof own, "ldmatrix", line);
+    sanitizer::Unwatched table_of_the_shim;
     unsigned g = lane() / 4, t = lane() % 4;
     for (int i = 0; i < matrices; ++i) {
         auto number = [&](unsigned row, unsigned column) -> uint32_t {

@@ -1,6 +1,7 @@
-//! Where the workspace is, and where it builds.
+//! Where the workspace is, where it builds, and by what.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The workspace's folder, or a bundle's: cargo says at run time where this package is, and so does `run.sh`.
 pub fn workspace() -> PathBuf {
@@ -11,4 +12,11 @@ pub fn workspace() -> PathBuf {
 /// `$CARGO_TARGET_DIR`, or `target`.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// `cargo COMMAND --release --locked` in the workspace.
+pub fn cargo(command: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args([command, "--release", "--locked"]);
+    cargo
 }

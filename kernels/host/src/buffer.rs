@@ -28,7 +28,9 @@ impl<T: Number> Buffer<T> {
     /// `len` numbers whose bits are all ones: NaN, or −1.
     pub fn unwritten(len: usize) -> Self {
         let words = (len * size_of::<T>()).div_ceil(size_of::<u128>()) + 2 * GUARD_WORDS;
-        Self { words: UnsafeCell::new(vec![GUARD; words]), len, number: PhantomData }
+        let buffer = Self { words: UnsafeCell::new(vec![GUARD; words]), len, number: PhantomData };
+        buffer.forbid_guards(true);
+        buffer
     }
 
     /// A copy of `values`.
@@ -59,15 +61,27 @@ impl<T: Number> Buffer<T> {
     /// # Panics
     /// A kernel wrote outside of the buffer.
     pub fn to_vec(&self) -> Vec<T> {
-        let bytes = self.len * size_of::<T>();
-        // SAFETY: as in as_ptr; the words are initialised, and any bits are numbers.
-        let (words, values) =
-            unsafe { (&*self.words.get(), std::slice::from_raw_parts(self.as_ptr(), self.len)) };
-        let all: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let guard = GUARD_WORDS * size_of::<u128>();
-        let whole = all[..guard].iter().chain(&all[guard + bytes..]).all(|&byte| byte == 0xff);
+        self.forbid_guards(false);
+        let whole = self.guards().into_iter().flatten().all(|&byte| byte == 0xff);
         assert!(whole, "a kernel wrote outside of a buffer of {} numbers", self.len);
-        values.to_vec()
+        self.forbid_guards(true);
+        // SAFETY: as in as_ptr; the words are initialised, and any bits are numbers.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }.to_vec()
+    }
+
+    /// The bytes before and behind the numbers.
+    fn guards(&self) -> [&[u8]; 2] {
+        // SAFETY: as in as_ptr; a word is 16 bytes.
+        let all = unsafe {
+            let words = &*self.words.get();
+            std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), size_of_val(words.as_slice()))
+        };
+        let guard = GUARD_WORDS * size_of::<u128>();
+        [&all[..guard], &all[guard + self.len * size_of::<T>()..]]
+    }
+
+    fn forbid_guards(&self, forbidden: bool) {
+        self.guards().into_iter().for_each(|guard| crate::forbid(guard, forbidden));
     }
 }
 

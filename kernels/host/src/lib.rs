@@ -28,8 +28,9 @@ pub struct LaunchError(String);
 
 /// A kernel's argument: a number, or a buffer that it borrows.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
 pub struct Argument<'a> {
-    /// What `cuLaunchKernel` finds at the argument's address, in its first bytes.
+    /// What `cuLaunchKernel` finds at the argument's address, in its first bytes; aligned for any parameter.
     bits: [u8; 8],
     /// The parameter's type in a signature.
     letter: char,
@@ -128,6 +129,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     (0..).map_while(|index| static_text(unsafe { host_kernel_name(index) }))
 }
 
+/// `"address"` or `"thread"` where a sanitizer watches the kernels: `cargo xtask test --sanitize`. What it finds fails a launch.
+pub const SANITIZER: &str = env!("HOST_KERNELS_SANITIZER");
+
 /// Runs `body` with the threads of blocks in an order drawn from `seed`: a race may show as another result.
 pub fn shuffled<R>(seed: u64, body: impl FnOnce() -> R) -> R {
     // SAFETY: any number is allowed; 0 is the threads' own order.
@@ -136,6 +140,13 @@ pub fn shuffled<R>(seed: u64, body: impl FnOnce() -> R) -> R {
     // SAFETY: as before.
     unsafe { host_set_schedule(0) };
     result
+}
+
+/// Tells a sanitizer that kernels have no business in these bytes, or that they do again; the caller may read them only then.
+fn forbid(bytes: &[u8], forbidden: bool) {
+    let act = if forbidden { host_forbid } else { host_allow };
+    // SAFETY: the bytes exist.
+    unsafe { act(bytes.as_ptr().cast(), bytes.len()) };
 }
 
 fn static_text(text: *const c_char) -> Option<&'static str> {
@@ -162,4 +173,6 @@ unsafe extern "C" {
     fn host_set_schedule(seed: u64);
     fn host_signature(name: *const c_char) -> *const c_char;
     fn host_kernel_name(index: c_uint) -> *const c_char;
+    fn host_forbid(from: *const c_void, bytes: usize);
+    fn host_allow(from: *const c_void, bytes: usize);
 }

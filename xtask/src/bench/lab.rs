@@ -37,7 +37,7 @@ impl<'a> Lab<'a> {
         let (root, own) = (folders::workspace(), std::env::current_exe()?);
         let hiper = match &args.hiper {
             Some(hiper) => hiper.clone(),
-            None => build_hiper(args.gpu, &root, &own)?,
+            None => build_hiper(args.gpu, &own)?,
         };
         if !hiper.is_file() {
             bail!("{} is not there: run a release build of xtask (cargo xtask bench)", hiper.display());
@@ -208,7 +208,7 @@ impl<'a> Lab<'a> {
 }
 
 /// Builds `hiper` in the profile of this program, with the feature `cuda` for a card.
-fn build_hiper(on_card: bool, root: &Path, own: &Path) -> Result<PathBuf> {
+fn build_hiper(on_card: bool, own: &Path) -> Result<PathBuf> {
     let name = format!("hiper{}", std::env::consts::EXE_SUFFIX);
     let (mut command, hiper) = if on_card {
         let cargo = gpu::Cargo::new()?;
@@ -216,9 +216,7 @@ fn build_hiper(on_card: bool, root: &Path, own: &Path) -> Result<PathBuf> {
         command.arg("--features=cuda");
         (command, cargo.target.join("release").join(name))
     } else {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(["build", "--release"]).current_dir(root);
-        (command, own.with_file_name(name))
+        (folders::cargo("build"), own.with_file_name(name))
     };
     if !command.args(["--quiet", "-p", "hiper-cli"]).status()?.success() {
         bail!("hiper cannot be built");

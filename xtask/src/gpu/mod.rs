@@ -70,8 +70,7 @@ impl Cargo {
 
     /// `cargo COMMAND --release`.
     pub fn command(&self, command: &str) -> Command {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(folders::workspace()).args([command, "--release", "--locked"]);
+        let mut cargo = folders::cargo(command);
         cargo.env("CARGO_TARGET_DIR", &self.target).env("NVCC", &self.nvcc).env("CUDA_HOME", &self.cuda_home);
         // What the user says of these holds.
         for (variable, value) in [
