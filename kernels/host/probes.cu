@@ -59,6 +59,9 @@ KERNEL(probe_race, (64), float* values, int barrier) {
     values[threadIdx.x] = cells[(threadIdx.x + 1) % blockDim.x];
 }
 
+// Every block writes the same.
+KERNEL(probe_blocks_race, (64), float* values) { values[threadIdx.x] = blockIdx.x; }
+
 // What goes wrong: 0 nothing, 1 a thread ends before a barrier, 2 a lane skips a shuffle, 3 an address is not aligned, 4 a write
 // behind shared memory, 5 a copy is read before it has been waited for, 6 a read behind shared memory, 7 a read behind the
 // values, 8 a read of what another lane wrote before a shuffle, which is no barrier.

@@ -2,9 +2,9 @@
 // `cargo xtask test --sanitize`.
 //
 // address  like memcheck: reading or writing memory that is not the kernel's, shared memory too; and undefined arithmetic
-// thread   like racecheck, in a card's own memory too: threads of a block are threads; barriers, __syncwarp, and a block's
-//          beginning and end order what they do, shuffles and a warp's products do not. A copy of cp_async writes when it
-//          begins and when it has been waited for
+// thread   like racecheck, in a card's own memory too: a block's threads are threads, ordered by barriers, __syncwarp, and
+//          the launch's beginning and end, not by shuffles or a warp's products. A copy of cp_async writes when it begins
+//          and when it has been waited for. Of two blocks it sees what runs on two CPU threads
 //
 // What is found is printed, and fails the launch. Without a sanitizer all this is nothing.
 #pragma once

@@ -47,24 +47,22 @@ struct Warp {
 };
 
 struct Block {
-    std::vector<std::unique_ptr<Thread>> all;  // kept from launch to launch
+    std::vector<std::unique_ptr<Thread>> all;  // kept from block to block
     std::vector<Warp> warps;
     std::vector<unsigned char> memory;
-    const Kernel* kernel;
-    void** arguments;
+    const Launch* launch;
     unsigned threads;
     int any;  // of the predicates at the latest barrier
     Thread* running = nullptr;
     char begun, barriers[2];  // a sanitizer's gates; who has not left a barrier meets nobody at the next but one
     std::string error;
-    uint64_t schedule = 0;
 };
 
 thread_local Block block;
 
 void describe(const char* what, int line) {
     char text[512];
-    std::snprintf(text, sizeof text, "%s, line %d: %s (block %u %u %u, thread %u %u %u)", block.kernel->name, line, what,
+    std::snprintf(text, sizeof text, "%s, line %d: %s (block %u %u %u, thread %u %u %u)", block.launch->kernel->name, line, what,
                   place.block.x, place.block.y, place.block.z, place.thread.x, place.thread.y, place.thread.z);
     block.error = text;
 }
@@ -79,7 +77,8 @@ void leave(State state, int line) {
 void run_thread() {
     for (;;) {
         sanitizer::pass(&block.begun);
-        block.kernel->invoke(block.kernel->function, block.arguments);
+        const Kernel* kernel = block.launch->kernel;
+        kernel->invoke(kernel->function, block.launch->arguments);
         finish_copies(0);
         leave(State::Done, 0);
     }
@@ -108,12 +107,14 @@ void prepare_threads(bool anew) {
     block.warps.assign((block.threads + LANES - 1) / LANES, Warp());
 }
 
-// Runs the block that `place` names, in the order of threads, or in the order drawn from `random`.
-bool run_block(std::mt19937_64* random) {
+// Runs the block that `place` names, in the order of threads, or in one drawn.
+bool run_block() {
+    uint3 index = place.block, grid = place.grid_size;
+    std::mt19937_64 random(block.launch->schedule + index.x + grid.x * (index.y + uint64_t{grid.y} * index.z));
     std::vector<unsigned> order(block.threads);
     for (unsigned i = 0; i < block.threads; ++i) order[i] = i;
     for (;;) {
-        if (random) std::shuffle(order.begin(), order.end(), *random);
+        if (block.launch->schedule != 0) std::shuffle(order.begin(), order.end(), random);
         bool progress = false;
         for (unsigned number : order) {
             if (block.all[number]->state != State::Ready) continue;
@@ -275,51 +276,51 @@ void report_finding() {
 
 }  // namespace host
 
-// 0, or 1 with a reason in host_last_error(). `arguments` is what cuLaunchKernel takes.
-extern "C" int host_launch(const char* name, uint3 grid, uint3 size, unsigned shared_bytes, void** arguments) {
-    using namespace host;
-    auto refuse = [&](const char* why) { return block.error = std::string(name) + ": " + why, 1; };
+using namespace host;
+
+// The kernel, or null with a reason in host_last_error() why it cannot be launched so.
+extern "C" const Kernel* host_launchable(const char* name, uint3 grid, uint3 size, unsigned shared_bytes) {
+    auto refuse = [&](const char* why) { return block.error = std::string(name) + ": " + why, nullptr; };
     const Kernel* kernel = kernels;
     while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
     if (!kernel) return refuse("no such kernel");
-    block.kernel = kernel;
-    block.arguments = arguments;
-    block.threads = size.x * size.y * size.z;
-    if (block.threads == 0 || block.threads > MAX_THREADS) return refuse("a block has 1 to 1024 threads");
-    if (block.threads > kernel->bounds.threads) return refuse("more threads than the kernel's bounds");
+    unsigned threads = size.x * size.y * size.z;
+    if (threads == 0 || threads > MAX_THREADS) return refuse("a block has 1 to 1024 threads");
+    if (threads > kernel->bounds.threads) return refuse("more threads than the kernel's bounds");
     if (shared_bytes > MAX_SHARED_BYTES) return refuse("more shared memory than 227 KiB");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return refuse("a grid that no card takes");
-
-    bool failed_before = !block.error.empty();
-    block.error.clear();
-    place.block_size = size;
-    place.grid_size = grid;
-    std::mt19937_64 random(block.schedule);
-    for (unsigned z = 0; z < grid.z; ++z) {
-        for (unsigned y = 0; y < grid.y; ++y) {
-            for (unsigned x = 0; x < grid.x; ++x) {
-                place.block = {x, y, z};
-                prepare_threads(failed_before);
-                failed_before = false;
-                prepare_shared_memory(shared_bytes);
-                sanitizer::arrive(&block.begun);
-                if (!run_block(block.schedule ? &random : nullptr)) return 1;
-                if (!guards_are_whole(shared_bytes)) return describe("writes outside of its shared memory", 0), 1;
-            }
-        }
-    }
-    return 0;
+    return kernel;
 }
 
-// Why the latest launch of this CPU thread failed.
-extern "C" const char* host_last_error() { return host::block.error.c_str(); }
+// Whoever launches calls these around its blocks, which nothing orders.
+extern "C" void host_begin(const Launch* launch) { sanitizer::arrive(&launch->begun); }
+extern "C" void host_end(const Launch* launch) { sanitizer::pass(&launch->ended); }
 
-// The order in which later launches of this CPU thread run a block's threads: 0 their own, others a random one.
-extern "C" void host_set_schedule(uint64_t seed) { host::block.schedule = seed; }
+// Runs one block, on any CPU thread: 0, or 1 with a reason in host_last_error().
+extern "C" int host_run_block(const Launch* launch, uint3 index) {
+    sanitizer::pass(&launch->begun);
+    bool failed_before = !block.error.empty();
+    block.error.clear();
+    block.launch = launch;
+    block.threads = launch->size.x * launch->size.y * launch->size.z;
+    place.block = index;
+    place.block_size = launch->size;
+    place.grid_size = launch->grid;
+    prepare_threads(failed_before);
+    prepare_shared_memory(launch->shared_bytes);
+    sanitizer::arrive(&block.begun);
+    bool ran = run_block();
+    if (ran && !guards_are_whole(launch->shared_bytes)) describe("writes outside of its shared memory", 0);
+    sanitizer::arrive(&launch->ended);
+    return !block.error.empty();
+}
+
+// Why something failed that this CPU thread called last.
+extern "C" const char* host_last_error() { return block.error.c_str(); }
 
 // A letter a parameter (p pointer, i int32, u uint32, l int64, v uint64, f float, d double), or null if there is no such kernel.
 extern "C" const char* host_signature(const char* name) {
-    for (const host::Kernel* kernel = host::kernels; kernel; kernel = kernel->next) {
+    for (const Kernel* kernel = kernels; kernel; kernel = kernel->next) {
         if (std::strcmp(kernel->name, name) == 0) return kernel->signature;
     }
     return nullptr;
@@ -327,19 +328,19 @@ extern "C" const char* host_signature(const char* name) {
 
 // The name of kernel `index`, in no order; null behind the last.
 extern "C" const char* host_kernel_name(unsigned index) {
-    const host::Kernel* kernel = host::kernels;
+    const Kernel* kernel = kernels;
     while (kernel && index-- > 0) kernel = kernel->next;
     return kernel ? kernel->name : nullptr;
 }
 
 // What the sanitizers' libraries look for.
 #ifdef SANITIZE_ADDRESS
-extern "C" void __asan_on_error() { host::report_finding(); }
-extern "C" void __ubsan_on_report() { host::report_finding(); }
+extern "C" void __asan_on_error() { report_finding(); }
+extern "C" void __ubsan_on_report() { report_finding(); }
 extern "C" const char* __asan_default_options() { return "halt_on_error=0:detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0"; }
 #endif
 #ifdef SANITIZE_THREAD
-extern "C" void __tsan_on_report(void*) { host::report_finding(); }
+extern "C" void __tsan_on_report(void*) { report_finding(); }
 // Only kernels are watched: of Rust's threads it sees neither what they do nor what orders it.
 extern "C" const char* __tsan_default_options() {
     return "ignore_interceptors_accesses=1:suppress_equal_stacks=0:suppress_equal_addresses=0:exitcode=0";
@@ -347,5 +348,5 @@ extern "C" const char* __tsan_default_options() {
 #endif
 
 // Memory that no kernel may use: nothing without a sanitizer.
-extern "C" void host_forbid(const void* from, size_t bytes) { host::sanitizer::forbid(from, bytes); }
-extern "C" void host_allow(const void* from, size_t bytes) { host::sanitizer::allow(from, bytes); }
+extern "C" void host_forbid(const void* from, size_t bytes) { sanitizer::forbid(from, bytes); }
+extern "C" void host_allow(const void* from, size_t bytes) { sanitizer::allow(from, bytes); }

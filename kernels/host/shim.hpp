@@ -1,8 +1,8 @@
 // CUDA's words, and those of device.cuh, on a CPU: a kernel's source compiles as C++17 and really runs.
 //
 // The threads of a block are fibers of one CPU thread. They run until a barrier or a warp function, where they wait for
-// the others; a warp function passes values through a table that all lanes of the warp fill. Blocks run one after
-// another. What goes wrong on a card and is cheap to see is an error of the launch: threads that end while others wait,
+// the others; a warp function passes values through a table that all lanes of the warp fill. Blocks run on all CPU threads,
+// in any order. What goes wrong on a card and is cheap to see is an error of the launch: threads that end while others wait,
 // lanes that meet at different places, addresses that are not aligned, writes behind the end of shared memory. Shared
 // memory begins as NaN. Copies of cp_async happen when they are waited for, no earlier. What is dear to see, sanitizers.hpp
 // lets the compiler's sanitizers see.
@@ -48,6 +48,16 @@ struct Kernel {
     Kernel* next;
 };
 void register_kernel(Kernel& kernel);
+
+// What all blocks of a launch share. src/lib.rs has the same.
+struct Launch {
+    const Kernel* kernel;
+    uint3 grid, size;
+    unsigned shared_bytes;
+    void** arguments;    // what cuLaunchKernel takes
+    uint64_t schedule;   // of a block's threads: 0 their own order, others a random one
+    mutable char begun, ended;  // a sanitizer's gates
+};
 
 // How a parameter is written in a signature: p pointer, i int32, u uint32, l int64, v uint64, f float, d double.
 template <typename T> constexpr char letter() {

@@ -1,6 +1,6 @@
 //! The CUDA kernels of `kernels/*.cu`, compiled for the CPU by `kernels/host/shim.hpp`, to be run by tests.
 //!
-//! A kernel runs block by block, with its barriers, warp functions and tensor-core fragments; what this finds and what it
+//! A kernel runs block by block, on all CPU threads, with its barriers, warp functions and tensor-core fragments; what this finds and what it
 //! cannot find is said in the shim. Speed it does not show.
 //!
 //! ```
@@ -18,8 +18,11 @@ mod buffer;
 
 pub use buffer::{Buffer, Number};
 
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
+
+use rayon::prelude::*;
 
 /// Why a kernel did not run, or what it did wrong.
 #[derive(Debug, thiserror::Error)]
@@ -104,15 +107,36 @@ impl Launch<'_> {
     /// that the kernel may use as it does.
     pub unsafe fn run_raw(&self, arguments: *mut *mut c_void) -> Result<(), LaunchError> {
         let name = CString::new(self.name).map_err(|error| LaunchError(error.to_string()))?;
-        let [grid, block] = [self.grid, self.block].map(|[x, y, z]| Uint3 { x, y, z });
-        // SAFETY: as the caller promises; the name ends with a zero.
-        if unsafe { host_launch(name.as_ptr(), grid, block, self.shared_bytes, arguments) } == 0 {
-            return Ok(());
+        let [grid, size] = [self.grid, self.block].map(|[x, y, z]| Uint3 { x, y, z });
+        let shared_bytes = self.shared_bytes;
+        // SAFETY: the name ends with a zero.
+        let kernel = unsafe { host_launchable(name.as_ptr(), grid, size, shared_bytes) };
+        if kernel.is_null() {
+            return Err(last_error());
         }
-        // SAFETY: the shim returns a string that lives until this thread's next launch.
-        let why = unsafe { CStr::from_ptr(host_last_error()) };
-        Err(LaunchError(why.to_string_lossy().into_owned()))
+        let (schedule, gates) = (SCHEDULE.get(), UnsafeCell::default());
+        let launch = Blocks { kernel, grid, size, shared_bytes, arguments, schedule, gates };
+        // SAFETY: the shim wants a launch that it has looked at.
+        unsafe { host_begin(&launch) };
+        let [across, down, deep] = self.grid.map(u64::from);
+        let ran = (0..across * down * deep).into_par_iter().try_for_each(|number| {
+            let [x, y, z] = [number % across, number / across % down, number / (across * down)];
+            let index = Uint3 { x: x as c_uint, y: y as c_uint, z: z as c_uint };
+            let launch = &launch;
+            // SAFETY: the shim looked at what is launched; the arguments are as the caller promises.
+            if unsafe { host_run_block(launch, index) } == 0 { Ok(()) } else { Err(last_error()) }
+        });
+        // SAFETY: as before.
+        unsafe { host_end(&launch) };
+        ran
     }
+}
+
+/// What the shim says of this thread's last call.
+fn last_error() -> LaunchError {
+    // SAFETY: the shim returns a string that lives until this thread's next call.
+    let why = unsafe { CStr::from_ptr(host_last_error()) };
+    LaunchError(why.to_string_lossy().into_owned())
 }
 
 /// A letter for each of a kernel's parameters, if there is such a kernel: `p` pointer, `i` int32, `u` uint32, `l` int64,
@@ -134,11 +158,9 @@ pub const SANITIZER: &str = env!("HOST_KERNELS_SANITIZER");
 
 /// Runs `body` with the threads of blocks in an order drawn from `seed`: a race may show as another result.
 pub fn shuffled<R>(seed: u64, body: impl FnOnce() -> R) -> R {
-    // SAFETY: any number is allowed; 0 is the threads' own order.
-    unsafe { host_set_schedule(seed) };
+    SCHEDULE.set(seed);
     let result = body();
-    // SAFETY: as before.
-    unsafe { host_set_schedule(0) };
+    SCHEDULE.set(0);
     result
 }
 
@@ -154,6 +176,12 @@ fn static_text(text: *const c_char) -> Option<&'static str> {
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }).and_then(|text| text.to_str().ok())
 }
 
+thread_local! {
+    /// Of a block's threads, in launches of this thread: 0 is their own order.
+    static SCHEDULE: Cell<u64> = const { Cell::new(0) };
+}
+
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Uint3 {
     x: c_uint,
@@ -161,16 +189,27 @@ struct Uint3 {
     z: c_uint,
 }
 
+/// The shim's `Launch`.
+#[repr(C)]
+struct Blocks {
+    kernel: *const c_void,
+    grid: Uint3,
+    size: Uint3,
+    shared_bytes: c_uint,
+    arguments: *mut *mut c_void,
+    schedule: u64,
+    gates: UnsafeCell<[c_char; 2]>,
+}
+
+// SAFETY: the shim reads it, and hands the arguments to kernels, whose blocks may run beside each other; gates are addresses.
+unsafe impl Sync for Blocks {}
+
 unsafe extern "C" {
-    fn host_launch(
-        name: *const c_char,
-        grid: Uint3,
-        block: Uint3,
-        shared_bytes: c_uint,
-        arguments: *mut *mut c_void,
-    ) -> c_int;
+    fn host_launchable(name: *const c_char, grid: Uint3, size: Uint3, shared_bytes: c_uint) -> *const c_void;
+    fn host_run_block(launch: &Blocks, index: Uint3) -> c_int;
+    fn host_begin(launch: &Blocks);
+    fn host_end(launch: &Blocks);
     fn host_last_error() -> *const c_char;
-    fn host_set_schedule(seed: u64);
     fn host_signature(name: *const c_char) -> *const c_char;
     fn host_kernel_name(index: c_uint) -> *const c_char;
     fn host_forbid(from: *const c_void, bytes: usize);

@@ -89,6 +89,18 @@ fn a_missing_barrier_shows() -> Result<(), LaunchError> {
     Ok(())
 }
 
+#[test]
+fn blocks_race() {
+    let values = Buffer::<f32>::unwritten(64);
+    let ran = probe("probe_blocks_race", 4096, 64, 0).run(&[(&values).into()]);
+    let beside_each_other = std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1);
+    if SANITIZER == "thread" && beside_each_other {
+        assert_found(ran, BY_SANITIZER);
+    } else {
+        assert!(ran.is_ok());
+    }
+}
+
 const BY_SANITIZER: &str = "a sanitizer found";
 
 fn assert_found<T>(result: Result<T, LaunchError>, expected: &str) {

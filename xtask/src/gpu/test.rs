@@ -20,6 +20,9 @@ pub struct Args {
     /// On the CPU, with the C++ compiler's sanitizer in the kernels
     #[arg(long, conflicts_with_all = ["gpu", "require_gpu", "stand_in"], value_name = "FOR")]
     sanitize: Option<Sanitizer>,
+    /// With --sanitize the operators' tests too, whose launching code says what kernels are given: some minutes more
+    #[arg(long, requires = "sanitize")]
+    operators: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -51,20 +54,22 @@ pub const DEVICE: (&str, &str) = ("HIPER_TEST_DEVICE", "cuda:0");
 /// When a test fails, or what was required is not there.
 pub fn run(args: &Args) -> Result<()> {
     match args.sanitize {
-        Some(sanitizer) => sanitize(sanitizer),
+        Some(sanitizer) => sanitize(sanitizer, args.operators),
         None => on_card(args),
     }
 }
 
-/// Every kernel's tests; and every operator's, whose launching code says what a kernel is given.
-fn sanitize(sanitizer: Sanitizer) -> Result<()> {
+fn sanitize(sanitizer: Sanitizer, operators: bool) -> Result<()> {
     let mut tests = folders::cargo("test");
     tests.env("CARGO_TARGET_DIR", folders::target().join("sanitized"));
     let name = match sanitizer {
         Sanitizer::Address => "address",
         Sanitizer::Thread => "thread",
     };
-    tests.args(["--package=host-kernels", "--package=hiper-kernels", "--lib", "--tests", "--no-fail-fast"]);
+    tests.args(["--package=host-kernels", "--lib", "--tests", "--no-fail-fast"]);
+    if operators {
+        tests.arg("--package=hiper-kernels");
+    }
     let status = tests.env("HOST_KERNELS_SANITIZER", name).status()?;
     if !status.success() {
         bail!("the tests with a sanitizer: {status}");
