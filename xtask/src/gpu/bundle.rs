@@ -24,7 +24,12 @@ pub struct Args {
 const MAX_BYTES: u64 = 60_000_000;
 
 /// What the folder has as the workspace has it.
-const COPIED: [&str; 2] = ["tools/bench/peers.py", "crates/hiper-cli/assets/demo-model"];
+const COPIED: [&str; 4] = [
+    "tools/bench/peers.py",
+    "tools/fixtures/operators.py",
+    "tests/fixtures/operators.safetensors",
+    "crates/hiper-cli/assets/demo-model",
+];
 
 /// The command.
 const RUN: &str = "run.sh";

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+mod operators;
+
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use hiper_core::{LossAndGradient, NoisePredictor, TailLoss, TorchGenerator};
@@ -25,10 +27,13 @@ const BF16: f64 = 8.0;
 const F32_TOLERANCE: f64 = 1e-4;
 const F32_LOSS_TOLERANCE: f64 = 1e-5;
 
+/// Cargo says where this package is; beside a test without cargo there is what the test reads of the workspace.
+fn package() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 fn model(dtype: DType, memory: Memory, device: &Device) -> StableDiffusion {
-    // Cargo says where this package is; beside a test without cargo there is what the test reads of the workspace.
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    let folder = Path::new(&package).join("../crates/hiper-cli/assets/demo-model");
+    let folder = package().join("../crates/hiper-cli/assets/demo-model");
     let files = ModelFiles::from_dir(folder).unwrap().with_memory(memory).with_dtype(dtype);
     StableDiffusion::load(&files, device).unwrap()
 }

@@ -1,0 +1,199 @@
+//! What operators err in `f16`, values and gradients, beside what PyTorch errs: `tools/fixtures/operators.py` has the same inputs and
+//! operators, and wrote PyTorch's own errors and the values in `f64`.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use hiper_core::TorchGenerator;
+use hiper_kernels::{
+    Activation, AttentionConfig, AttentionMask, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Memory,
+    Padding, ResnetBlock, activation, attention, geglu, on_test_device, upsample_nearest2d,
+};
+use hiper_tests::{Golden, relative_l2};
+
+use super::package;
+
+/// How many times PyTorch's error ours may be.
+const MOST: f64 = 2.0;
+/// As many values of each tensor are compared, or a few more.
+const SAMPLES: usize = 1500;
+
+/// Its inputs, which have gradients; its weights, and the powers of two that they are scaled by.
+struct Case {
+    name: &'static str,
+    inputs: &'static [&'static [usize]],
+    weights: &'static [(&'static [usize], i32)],
+    operator: fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
+}
+
+const CASES: [Case; 15] = [
+    Case {
+        name: "linear",
+        inputs: &[&[1, 64, 320]],
+        weights: &[(&[320, 320], -4), (&[320], 0)],
+        operator: |x, w| Linear::new(w[0].clone(), Some(&w[1]))?.forward(&x[0]),
+    },
+    Case {
+        name: "convolution",
+        inputs: &[&[1, 8, 8, 320]],
+        weights: &[(&[64, 320, 3, 3], -6), (&[64], 0)],
+        operator: |x, w| conv2d(w, 1)?.forward(&x[0]),
+    },
+    Case {
+        name: "convolution of stride 2",
+        inputs: &[&[1, 8, 8, 64]],
+        weights: &[(&[64, 64, 3, 3], -5), (&[64], 0)],
+        operator: |x, w| conv2d(w, 2)?.forward(&x[0]),
+    },
+    Case {
+        name: "self-attention, heads of 40",
+        inputs: &[&[1, 128, 80], &[1, 128, 80], &[1, 128, 80]],
+        weights: &[],
+        operator: two_heads,
+    },
+    Case {
+        name: "self-attention, heads of 64",
+        inputs: &[&[1, 128, 128], &[1, 128, 128], &[1, 128, 128]],
+        weights: &[],
+        operator: two_heads,
+    },
+    Case {
+        name: "self-attention, heads of 80",
+        inputs: &[&[1, 128, 160], &[1, 128, 160], &[1, 128, 160]],
+        weights: &[],
+        operator: two_heads,
+    },
+    Case {
+        name: "self-attention, heads of 160",
+        inputs: &[&[1, 64, 320], &[1, 64, 320], &[1, 64, 320]],
+        weights: &[],
+        operator: two_heads,
+    },
+    Case {
+        name: "attention over a text",
+        inputs: &[&[1, 128, 80], &[1, 77, 80], &[1, 77, 80]],
+        weights: &[],
+        operator: two_heads,
+    },
+    Case {
+        name: "group norm",
+        inputs: &[&[1, 8, 8, 320]],
+        weights: &[(&[320], 0), (&[320], 0)],
+        operator: |x, w| GroupNorm::new(&w[0], &w[1], 32, 1e-5, None)?.forward(&x[0]),
+    },
+    Case {
+        name: "group norm and SiLU",
+        inputs: &[&[1, 8, 8, 320]],
+        weights: &[(&[320], 0), (&[320], 0)],
+        operator: |x, w| norm_and_silu(w)?.forward(&x[0]),
+    },
+    Case {
+        name: "layer norm",
+        inputs: &[&[1, 64, 320]],
+        weights: &[(&[320], 0), (&[320], 0)],
+        operator: |x, w| LayerNorm::new(&w[0], &w[1], 1e-5)?.forward(&x[0]),
+    },
+    Case { name: "GEGLU", inputs: &[&[1, 64, 640]], weights: &[], operator: |x, _| geglu(&x[0]) },
+    Case {
+        name: "SiLU",
+        inputs: &[&[1, 64, 320]],
+        weights: &[],
+        operator: |x, _| activation(&x[0], Activation::Silu),
+    },
+    Case {
+        name: "upsampling",
+        inputs: &[&[1, 8, 8, 64]],
+        weights: &[],
+        operator: |x, _| upsample_nearest2d(&x[0], 16, 16),
+    },
+    Case {
+        name: "residual block",
+        inputs: &[&[1, 8, 8, 64]],
+        weights: &[
+            (&[64], 0),
+            (&[64], 0),
+            (&[64, 64, 3, 3], -5),
+            (&[64], 0),
+            (&[64], 0),
+            (&[64], 0),
+            (&[64, 64, 3, 3], -5),
+            (&[64], 0),
+        ],
+        operator: residual_block,
+    },
+];
+
+fn conv2d(w: &[Tensor], stride: usize) -> Result<Conv2d> {
+    Conv2d::new(w[0].clone(), Some(&w[1]), Conv2dConfig { stride, padding: Padding::same(1) })
+}
+
+fn norm_and_silu(w: &[Tensor]) -> Result<GroupNorm> {
+    GroupNorm::new(&w[0], &w[1], 32, 1e-5, Some(Activation::Silu))
+}
+
+fn two_heads(x: &[Tensor], _: &[Tensor]) -> Result<Tensor> {
+    let softmax_scale = (x[0].dim(2)? as f64 / 2.0).powf(-0.5);
+    attention(
+        &x[0],
+        &x[1],
+        &x[2],
+        &AttentionConfig { num_heads: 2, softmax_scale, mask: AttentionMask::None },
+    )
+}
+
+fn residual_block(x: &[Tensor], w: &[Tensor]) -> Result<Tensor> {
+    let block = ResnetBlock {
+        norm1: norm_and_silu(&w[..2])?,
+        conv1: conv2d(&w[2..4], 1)?,
+        norm2: norm_and_silu(&w[4..6])?,
+        conv2: conv2d(&w[6..], 1)?,
+        conv_shortcut: None,
+        output_scale_factor: 1.0,
+    };
+    block.forward(&x[0], None, Memory::Fast)
+}
+
+/// The result, and the gradient to each input.
+fn values_and_gradients(case: &Case, seed: u64, device: &Device) -> Result<Vec<Tensor>> {
+    let mut generator = TorchGenerator::new(seed);
+    let mut draw = |shape: &[usize], scale: i32| {
+        let numbers = generator.randn_tensor(shape, &Device::Cpu)?;
+        (numbers * 2f64.powi(scale))?.to_dtype(DType::F16)?.to_device(device)
+    };
+    let inputs: Vec<Var> =
+        case.inputs.iter().map(|shape| Var::from_tensor(&draw(shape, 0)?)).collect::<Result<_>>()?;
+    let weights: Vec<Tensor> =
+        case.weights.iter().map(|(shape, scale)| draw(shape, *scale)).collect::<Result<_>>()?;
+    let x: Vec<Tensor> = inputs.iter().map(|input| input.as_tensor().clone()).collect();
+    let y = (case.operator)(&x, &weights)?;
+    let upstream = draw(y.dims(), 0)?;
+    let gradients = (&y * upstream)?.to_dtype(DType::F32)?.sum_all()?.backward()?;
+    let mut results = vec![y];
+    for input in &inputs {
+        results.push(gradients.get(input).unwrap().clone());
+    }
+    Ok(results)
+}
+
+fn samples(tensor: &Tensor) -> Result<Tensor> {
+    let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let step = (values.len() / SAMPLES) | 1;
+    let samples: Vec<f32> = values.into_iter().step_by(step).collect();
+    Tensor::new(samples, &Device::Cpu)
+}
+
+#[test]
+fn operators_err_at_most_twice_as_much_as_pytorchs() {
+    let golden = Golden::load(&package().join("../tests/fixtures/operators.safetensors")).unwrap();
+    on_test_device(|device| {
+        for (case, seed) in CASES.iter().zip(0..) {
+            let results = values_and_gradients(case, seed, device).unwrap();
+            let gradients = (0..case.inputs.len()).map(|i| format!("gradient {i}"));
+            for (got, what) in results.iter().zip(["values".to_owned()].into_iter().chain(gradients)) {
+                let key = format!("{}: {what}", case.name);
+                let error = relative_l2(&samples(got).unwrap(), golden.get(&key).unwrap()).unwrap();
+                let own: f64 = golden.text(&key).unwrap().parse().unwrap();
+                println!("{error:.2e}  PyTorch {own:.2e}  {key}");
+                assert!(error <= MOST * own, "{key}: {error:e}, PyTorch {own:e}");
+            }
+        }
+    });
+}
