@@ -1,11 +1,14 @@
 //! What operators err in `f16`, values and gradients, beside what PyTorch errs: `tools/fixtures/operators.py` has the same inputs and
 //! operators, and wrote PyTorch's own errors and the values in `f64`.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use hiper_core::TorchGenerator;
 use hiper_kernels::{
-    Activation, AttentionConfig, AttentionMask, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Memory,
-    Padding, ResnetBlock, activation, attention, geglu, on_test_device, upsample_nearest2d,
+    Activation, AttentionConfig, AttentionMask, Context, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear,
+    Memory, Padding, ResnetBlock, Transformer, TransformerAttention, TransformerBlock, activation, attention,
+    geglu, on_test_device, upsample_nearest2d,
 };
 use hiper_tests::{Golden, relative_l2};
 
@@ -24,7 +27,7 @@ struct Case {
     operator: fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
 }
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     Case {
         name: "linear",
         inputs: &[&[1, 64, 320]],
@@ -105,6 +108,39 @@ const CASES: [Case; 15] = [
         operator: |x, _| upsample_nearest2d(&x[0], 16, 16),
     },
     Case {
+        name: "transformer",
+        inputs: &[&[1, 8, 8, 160], &[1, 77, 96]],
+        weights: &[
+            (&[160], 0),
+            (&[160], 0),
+            (&[160, 160], -4),
+            (&[160], 0),
+            (&[160], 0),
+            (&[160], 0),
+            (&[160, 160], -4),
+            (&[160, 160], -4),
+            (&[160, 160], -4),
+            (&[160, 160], -4),
+            (&[160], 0),
+            (&[160], 0),
+            (&[160], 0),
+            (&[160, 160], -4),
+            (&[160, 96], -4),
+            (&[160, 96], -4),
+            (&[160, 160], -4),
+            (&[160], 0),
+            (&[160], 0),
+            (&[160], 0),
+            (&[1280, 160], -4),
+            (&[1280], 0),
+            (&[160, 640], -5),
+            (&[160], 0),
+            (&[160, 160], -4),
+            (&[160], 0),
+        ],
+        operator: transformer,
+    },
+    Case {
         name: "residual block",
         inputs: &[&[1, 8, 8, 64]],
         weights: &[
@@ -149,6 +185,32 @@ fn residual_block(x: &[Tensor], w: &[Tensor]) -> Result<Tensor> {
         output_scale_factor: 1.0,
     };
     block.forward(&x[0], None, Memory::Fast)
+}
+
+fn transformer(x: &[Tensor], w: &[Tensor]) -> Result<Tensor> {
+    let layer = |w: &[Tensor]| Linear::new(w[0].clone(), w.get(1));
+    let norm = |w: &[Tensor]| LayerNorm::new(&w[0], &w[1], 1e-5);
+    let attention = |w: &[Tensor]| {
+        let [to_q, to_k, to_v] = [0, 1, 2].map(|i| layer(&w[i..=i]));
+        let (to_q, to_k, to_v, to_out) = (to_q?, to_k?, to_v?, layer(&w[3..])?);
+        Ok::<_, candle_core::Error>(TransformerAttention { to_q, to_k, to_v, to_out, num_heads: 4 })
+    };
+    let block = TransformerBlock {
+        norm1: norm(&w[4..6])?,
+        attn1: attention(&w[6..11])?,
+        norm2: norm(&w[11..13])?,
+        attn2: attention(&w[13..18])?,
+        norm3: norm(&w[18..20])?,
+        ff_in: layer(&w[20..22])?,
+        ff_out: layer(&w[22..24])?,
+    };
+    let transformer = Transformer {
+        norm: GroupNorm::new(&w[0], &w[1], 32, 1e-5, None)?,
+        proj_in: layer(&w[2..4])?,
+        blocks: vec![Arc::new(block)],
+        proj_out: layer(&w[24..26])?,
+    };
+    transformer.forward(&x[0], &Context::whole(&x[1]), Memory::Fast)
 }
 
 /// The result, and the gradient to each input.
