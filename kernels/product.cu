@@ -27,9 +27,9 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                240 / 242
-//         64x160    128      64 × 160            87552 / 90624              2                188 / 194
-//         64x64     128      64 × 64             50688 / 53760              4                122 / 124
+//         128x128   128      128 × 128           100352 / 103424            2                248 / 248
+//         64x160    128      64 × 160            87552 / 90624              2                198 / 212
+//         64x64     128      64 × 64             50688 / 53760              4                121 / 125
 //         none      128      64 × 64             10240                      4                122 / 123
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
@@ -84,6 +84,11 @@ template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_> struct Til
 };
 constexpr int DEPTH = 64, STAGES = 3;
 
+// A step's copies begin in parts, beside the products of 16 channels each but the last: what they compute their addresses with
+// is scheduled between products, and has no branch in it.
+constexpr int PARTS = DEPTH / 16 - 1;
+DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part / PARTS; }
+
 // Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
 // ldmatrix reads lie in different banks.
 DEVICE int swizzled(int row, int piece) { return row * DEPTH + (piece ^ row % 8) * 8; }
@@ -95,22 +100,23 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
     static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
 
-    // Starts to copy channels from `channel` on; `w` is the tap's first weight.
-    DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel) {
+    // Starts to copy a part of the channels from `channel` on, or of zeros; `w` is the tap's first weight.
+    DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part,
+                                   bool exist) {
         constexpr int PIECES = D == Direction::Forward ? DEPTH / 8 : COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES;
-        constexpr int ROWS = D == Direction::Forward ? COLUMNS : DEPTH;
+        constexpr int ROWS = D == Direction::Forward ? COLUMNS : DEPTH, COPIES = (ROWS + AT_ONCE - 1) / AT_ONCE;
         int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-        if (first >= AT_ONCE) return;
         int row = D == Direction::Forward ? first_column : channel, column = D == Direction::Forward ? channel : first_column;
         int rows = D == Direction::Forward ? p.n : p.channels, columns = D == Direction::Forward ? p.channels : p.n;
         row += first, column += piece * 8;
         tile += D == Direction::Forward ? swizzled(first, piece) : first * PITCH + piece * 8;
         w += static_cast<int64_t>(row) * p.w_stride + column;
-        int64_t down = static_cast<int64_t>(AT_ONCE) * p.w_stride;
 #pragma unroll
-        for (int i = 0; i < ROWS; i += AT_ONCE, w += down) {
-            if (i + AT_ONCE > ROWS && i + first >= ROWS) continue;
-            cp_async_16(tile + i * PITCH, w, column < columns && row + i < rows);
+        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+            int i = copy * AT_ONCE;
+            if ((Shape::THREADS % PIECES != 0 && first >= AT_ONCE) || (i + AT_ONCE > ROWS && i + first >= ROWS)) continue;
+            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride,
+                        exist && column < columns && row + i < rows);
         }
     }
     // Fragments of 16 channels, from 16 k on, for a warp's columns from `first_column` on.
@@ -131,6 +137,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
 template <typename T, Direction D, typename Shape> DEVICE void product(const Product<T>& p) {
     using Right = Weights<T, D, Shape>;
     constexpr int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, THREADS = Shape::THREADS, AT_ONCE = THREADS / 8;
+    constexpr int COPIES = ROWS / AT_ONCE;
     constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGE = ROWS * DEPTH + Right::SIZE;
     constexpr int PITCH = COLUMNS + 8;  // of sums, when they pass through shared memory
     static_assert(ROWS * PITCH * sizeof(float) <= STAGES * STAGE * sizeof(T), "sums lie where the stages were");
@@ -150,24 +157,26 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     int chunks = (p.channels + DEPTH - 1) / DEPTH, steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
     int first_step = min(split * share, steps), count = min(share, steps - first_step);
     int next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
-    auto load = [&](int step) {
-        if (step < count) {
-            T* left = stages + step % STAGES * STAGE;
-            Tap tap = load_vector<Tap>(taps + next_tap);
-            int channel = next_channel + piece * 8;
-            const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
+    Tap tap{};
+    auto load = [&](int step, int part) {
+        bool exists = step < count;  // behind the last step, zeros
+        if (part == 0 && exists) tap = load_vector<Tap>(taps + next_tap);
+        T* left = stages + step % STAGES * STAGE;
+        int channel = next_channel + piece * 8;
+        const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
 #pragma unroll
-            for (int i = 0; i < ROWS; i += AT_ONCE) {
-                Row row = load_vector<Row>(rows + copied_row + i);
-                bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
-                cp_async_16(left + swizzled(copied_row, piece) + i * DEPTH,
-                            from + static_cast<int64_t>(row.pixel) * p.a_stride, exists);
-            }
-            Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel);
-            next_channel += DEPTH;
-            if (next_channel >= p.channels) next_channel = 0, ++next_tap;
+        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+            int i = copy * AT_ONCE;
+            Row row = load_vector<Row>(rows + copied_row + i);
+            bool hit = exists && channel < p.channels && (row.existing & tap.bits) == tap.bits;
+            cp_async_16(left + swizzled(copied_row, piece) + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride,
+                        hit);
         }
+        Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel, part, exists);
+        if (part < PARTS - 1) return;
         cp_async_commit();
+        next_channel += DEPTH;
+        if (next_channel >= p.channels) next_channel = 0, ++next_tap;
     };
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -185,13 +194,15 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 
     __syncthreads();  // taps and rows are listed
 #pragma unroll
-    for (int step = 0; step < STAGES - 1; ++step) load(step);
+    for (int step = 0; step < STAGES - 1; ++step) {
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) load(step, part);
+    }
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     take(0, 0, 0);
 
-    // Fragments are taken 16 channels ahead of the products that need them, across steps too. Behind the last step that
-    // is one more time than needed, from memory that nobody writes.
+    // Fragments are taken 16 channels ahead of the products that need them, across steps too.
     float sums[M][N][4] = {};
     for (int step = 0; step < count; ++step) {
 #pragma unroll
@@ -202,7 +213,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
                 __syncthreads();  // the next step has arrived; nobody reads this one any more
             }
             take((k + 1) % 2, last ? step + 1 : step, last ? 0 : k + 1);
-            if (k == 0) load(step + STAGES - 1);
+            if (!last) load(step + STAGES - 1, k);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll
