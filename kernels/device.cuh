@@ -64,11 +64,16 @@ template <typename T> DEVICE float2 unpack(uint32_t packed) {
 template <typename V> DEVICE V load_vector(const void* from) { return *static_cast<const V*>(from); }
 template <typename V> DEVICE void store_vector(void* to, V value) { *static_cast<V*>(to) = value; }
 
-// Copies 16 aligned bytes to shared memory in the background; zeros instead of them unless `valid`.
-DEVICE void cp_async_16(void* to_shared, const void* from_global, bool valid = true) {
+// Copies 16 aligned bytes to shared memory in the background; zeros instead of them unless `valid`; nothing unless `wanted`, which
+// makes no branch.
+DEVICE void cp_async_16(void* to_shared, const void* from_global, bool valid = true, bool wanted = true) {
     uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
     int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from_global), "r"(bytes) : "memory");
+    asm volatile("{\n"
+                 ".reg .pred wanted;\n"
+                 "setp.ne.b32 wanted, %3, 0;\n"
+                 "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+                 "}" ::"r"(to), "l"(from_global), "r"(bytes), "r"(static_cast<int>(wanted)) : "memory");
 }
 // Closes a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -27,8 +27,8 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                248 / 248
-//         64x160    128      64 × 160            87552 / 90624              2                198 / 212
+//         128x128   128      128 × 128           100352 / 103424            2                246 / 248
+//         64x160    128      64 × 160            87552 / 90624              2                196 / 200
 //         64x64     128      64 × 64             50688 / 53760              4                121 / 125
 //         none      128      64 × 64             10240                      4                122 / 123
 //
@@ -100,9 +100,9 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
     static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
 
-    // Starts to copy a part of the channels from `channel` on, or of zeros; `w` is the tap's first weight.
+    // Starts to copy a part of the channels from `channel` on, if there is this step; `w` is the tap's first weight.
     DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part,
-                                   bool exist) {
+                                   bool wanted) {
         constexpr int PIECES = D == Direction::Forward ? DEPTH / 8 : COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES;
         constexpr int ROWS = D == Direction::Forward ? COLUMNS : DEPTH, COPIES = (ROWS + AT_ONCE - 1) / AT_ONCE;
         int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
@@ -114,9 +114,9 @@ template <typename T, Direction D, typename Shape> struct Weights {
 #pragma unroll
         for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
             int i = copy * AT_ONCE;
-            if ((Shape::THREADS % PIECES != 0 && first >= AT_ONCE) || (i + AT_ONCE > ROWS && i + first >= ROWS)) continue;
-            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride,
-                        exist && column < columns && row + i < rows);
+            bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= ROWS || i + first < ROWS);
+            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < columns && row + i < rows,
+                        wanted && mine);
         }
     }
     // Fragments of 16 channels, from 16 k on, for a warp's columns from `first_column` on.
@@ -159,8 +159,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     int next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
     Tap tap{};
     auto load = [&](int step, int part) {
-        bool exists = step < count;  // behind the last step, zeros
-        if (part == 0 && exists) tap = load_vector<Tap>(taps + next_tap);
+        bool wanted = step < count;
+        if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
         T* left = stages + step % STAGES * STAGE;
         int channel = next_channel + piece * 8;
         const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
@@ -168,11 +168,11 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
             int i = copy * AT_ONCE;
             Row row = load_vector<Row>(rows + copied_row + i);
-            bool hit = exists && channel < p.channels && (row.existing & tap.bits) == tap.bits;
+            bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
             cp_async_16(left + swizzled(copied_row, piece) + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride,
-                        hit);
+                        exists, wanted);
         }
-        Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel, part, exists);
+        Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel, part, wanted);
         if (part < PARTS - 1) return;
         cp_async_commit();
         next_channel += DEPTH;
@@ -202,7 +202,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     __syncthreads();
     take(0, 0, 0);
 
-    // Fragments are taken 16 channels ahead of the products that need them, across steps too.
+    // Fragments are taken 16 channels ahead of the products that need them, across steps too. Behind the last step that
+    // is one more time than needed, from memory that nobody writes.
     float sums[M][N][4] = {};
     for (int step = 0; step < count; ++step) {
 #pragma unroll

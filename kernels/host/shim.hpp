@@ -185,7 +185,8 @@ template <typename V> DEVICE void store_vector(void* to, V value, int line = __b
     host::check_alignment(to, sizeof(V), "store_vector writes an address that is not aligned", line);
     std::memcpy(to, &value, sizeof value);
 }
-DEVICE void cp_async_16(void* to, const void* from, bool valid = true, int line = __builtin_LINE()) {
+DEVICE void cp_async_16(void* to, const void* from, bool valid = true, bool wanted = true, int line = __builtin_LINE()) {
+    if (!wanted) return;
     host::check_alignment(to, 16, "cp_async_16 writes an address that is not aligned", line);
     host::check_alignment(from, 16, "cp_async_16 reads an address that is not aligned", line);
     host::queue_copy(to, from, valid);
