@@ -57,9 +57,9 @@ private:
         entered_ = true;
         setcontext(&context_);
     }
-    static constexpr size_t STACK_BYTES = 128 << 10;
     __attribute__((noinline)) void leave() { TAKE_JUMP(outside_); }
 
+    static constexpr size_t STACK_BYTES = 128 << 10;
     std::unique_ptr<unsigned char[]> stack_{new unsigned char[STACK_BYTES]};
     ucontext_t context_;
     Jump inside_, outside_;

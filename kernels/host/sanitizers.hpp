@@ -29,20 +29,13 @@ void __tsan_write_range(void* to, unsigned long bytes);
 namespace host::sanitizer {
 
 // Memory around that of a kernel.
-inline void forbid(const void* from, size_t bytes) {
 #ifdef SANITIZE_ADDRESS
-    __asan_poison_memory_region(from, bytes);
+inline void forbid(const void* from, size_t bytes) { __asan_poison_memory_region(from, bytes); }
+inline void allow(const void* from, size_t bytes) { __asan_unpoison_memory_region(from, bytes); }
 #else
-    (void)from, (void)bytes;
+inline void forbid(const void*, size_t) {}
+inline void allow(const void*, size_t) {}
 #endif
-}
-inline void allow(const void* from, size_t bytes) {
-#ifdef SANITIZE_ADDRESS
-    __asan_unpoison_memory_region(from, bytes);
-#else
-    (void)from, (void)bytes;
-#endif
-}
 
 #ifdef SANITIZE_THREAD
 

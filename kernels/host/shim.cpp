@@ -337,7 +337,9 @@ extern "C" const char* host_kernel_name(unsigned index) {
 #ifdef SANITIZE_ADDRESS
 extern "C" void __asan_on_error() { report_finding(); }
 extern "C" void __ubsan_on_report() { report_finding(); }
-extern "C" const char* __asan_default_options() { return "halt_on_error=0:detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0"; }
+extern "C" const char* __asan_default_options() {
+    return "halt_on_error=0:detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0";
+}
 #endif
 #ifdef SANITIZE_THREAD
 extern "C" void __tsan_on_report(void*) { report_finding(); }

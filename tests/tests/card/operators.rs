@@ -27,6 +27,10 @@ struct Case {
     operator: fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
 }
 
+const fn of_two_heads(name: &'static str, inputs: &'static [&'static [usize]]) -> Case {
+    Case { name, inputs, weights: &[], operator: two_heads }
+}
+
 const CASES: [Case; 16] = [
     Case {
         name: "linear",
@@ -46,36 +50,11 @@ const CASES: [Case; 16] = [
         weights: &[(&[64, 64, 3, 3], -5), (&[64], 0)],
         operator: |x, w| conv2d(w, 2)?.forward(&x[0]),
     },
-    Case {
-        name: "self-attention, heads of 40",
-        inputs: &[&[1, 128, 80], &[1, 128, 80], &[1, 128, 80]],
-        weights: &[],
-        operator: two_heads,
-    },
-    Case {
-        name: "self-attention, heads of 64",
-        inputs: &[&[1, 128, 128], &[1, 128, 128], &[1, 128, 128]],
-        weights: &[],
-        operator: two_heads,
-    },
-    Case {
-        name: "self-attention, heads of 80",
-        inputs: &[&[1, 128, 160], &[1, 128, 160], &[1, 128, 160]],
-        weights: &[],
-        operator: two_heads,
-    },
-    Case {
-        name: "self-attention, heads of 160",
-        inputs: &[&[1, 64, 320], &[1, 64, 320], &[1, 64, 320]],
-        weights: &[],
-        operator: two_heads,
-    },
-    Case {
-        name: "attention over a text",
-        inputs: &[&[1, 128, 80], &[1, 77, 80], &[1, 77, 80]],
-        weights: &[],
-        operator: two_heads,
-    },
+    of_two_heads("self-attention, heads of 40", &[&[1, 128, 80], &[1, 128, 80], &[1, 128, 80]]),
+    of_two_heads("self-attention, heads of 64", &[&[1, 128, 128], &[1, 128, 128], &[1, 128, 128]]),
+    of_two_heads("self-attention, heads of 80", &[&[1, 128, 160], &[1, 128, 160], &[1, 128, 160]]),
+    of_two_heads("self-attention, heads of 160", &[&[1, 64, 320], &[1, 64, 320], &[1, 64, 320]]),
+    of_two_heads("attention over a text", &[&[1, 128, 80], &[1, 77, 80], &[1, 77, 80]]),
     Case {
         name: "group norm",
         inputs: &[&[1, 8, 8, 320]],
