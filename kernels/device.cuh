@@ -1,11 +1,11 @@
 // What every kernel is written in: CUDA C++, and below it the few words that CUDA C++ lacks.
 //
 // nvcc compiles a kernel for compute capability 8.0 and up. A C++ compiler compiles the same source for a CPU, where
-// host/shim.hpp supplies CUDA's own words and a second definition of everything here. No other file holds PTX, asks
-// for the compiler, or differs between the two.
+// host/shim.hpp supplies CUDA's own words and a second definition of everything here. No other file but warpgroup.cuh holds
+// PTX, asks for the compiler, or differs between the two.
 //
 // KERNEL(name, (threads, blocks), parameters…) is an entry point: at most `threads` to a block, and registers to hold
-// `blocks` of them on a multiprocessor (may be left out). Shared memory is dynamic, 16-byte aligned: shared_memory().
+// `blocks` of them on a multiprocessor (may be left out). Shared memory is dynamic, 1024-byte aligned: shared_memory().
 // Every member of a warp takes part in warp functions, in the mma_ and ldmatrix_ functions too.
 #pragma once
 
@@ -25,7 +25,7 @@ using bf16 = __nv_bfloat16;
 #define KERNEL(name, bounds, ...) extern "C" __global__ void __launch_bounds__ bounds name(__VA_ARGS__)
 
 DEVICE unsigned char* shared_memory() {
-    extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+    extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
     return dynamic_shared_memory;
 }
 

@@ -38,7 +38,7 @@
 //         results, images · height · width · ⌈n / 8⌉ threads, 128 to a block; its parameters are the same. partial: splits ·
 //         images · height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; null for 1 split.
 //
-// Choice  Of all tiles that fit into a multiprocessor's shared memory, and 1 to 16 splits of 4 steps at least, the fewest
+// Choice  Of all tiles (on Hopper those of product_sm90a.cu too), and 1 to 16 splits of 4 steps at least, the fewest
 //         clocks, estimated as
 //
 //             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000)
@@ -51,7 +51,7 @@
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md).
 //
-// Time    Predicted for an H100 by that rule, not yet measured; SD 1.5 at 512², one image; gradients as forward with N and
+// Time    Predicted for an H100 by that rule, without product_sm90a.cu, not yet measured; SD 1.5 at 512², one image; gradients as forward with N and
 //         channels exchanged.
 //
 //         M      N      depth        tile     splits  blocks   GFLOP   time        TFLOP/s
@@ -75,47 +75,34 @@
 //         16384  512    9 · 512      128x128  1       512      77      141 µs      550 (VAE)
 //
 //         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 7 µs.
-#include "product_tile.cuh"
+#include "product_block.cuh"
 
-// A block makes ROWS × COLUMNS results, a warp WARP_ROWS × WARP_COLUMNS of them. A step is DEPTH channels of a tap.
+// A block makes ROWS × COLUMNS results, a warp WARP_ROWS × WARP_COLUMNS of them.
 template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_> struct Tile {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_;
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_, STAGES = 3;
     static constexpr int WARPS_ACROSS = COLUMNS / WARP_COLUMNS, THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * 32;
 };
-constexpr int DEPTH = 64, STAGES = 3;
 
-// A step's copies begin in parts, beside the products of 16 channels each but the last: what they compute their addresses with
-// is scheduled between products, and has no branch in it.
-constexpr int PARTS = DEPTH / 16 - 1;
-DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part / PARTS; }
-
-// Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
-// ldmatrix reads lie in different banks.
-DEVICE int swizzled(int row, int piece) { return row * DEPTH + (piece ^ row % 8) * 8; }
-
-// The weights of a step, COLUMNS wide. Forward: a row a result channel, DEPTH long. Gradient: a row a gathered channel, with
-// an odd number of 16-byte pieces from row to row, for the banks.
+// The weights of a step, COLUMNS wide. Gradient: a row a gathered channel, with an odd number of 16-byte pieces from row to row,
+// for the banks.
 template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int COLUMNS = Shape::COLUMNS, PAIRS = Shape::WARP_COLUMNS / 16;
     static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
     static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
 
-    // Starts to copy a part of the channels from `channel` on, if there is this step; `w` is the tap's first weight.
+    // As load_weights.
     DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part,
                                    bool wanted) {
-        constexpr int PIECES = D == Direction::Forward ? DEPTH / 8 : COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES;
-        constexpr int ROWS = D == Direction::Forward ? COLUMNS : DEPTH, COPIES = (ROWS + AT_ONCE - 1) / AT_ONCE;
-        int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-        int row = D == Direction::Forward ? first_column : channel, column = D == Direction::Forward ? channel : first_column;
-        int rows = D == Direction::Forward ? p.n : p.channels, columns = D == Direction::Forward ? p.channels : p.n;
-        row += first, column += piece * 8;
-        tile += D == Direction::Forward ? swizzled(first, piece) : first * PITCH + piece * 8;
+        if constexpr (D == Direction::Forward) return load_weights<T, Shape>(tile, w, p, first_column, channel, part, wanted);
+        constexpr int PIECES = COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES, COPIES = (DEPTH + AT_ONCE - 1) / AT_ONCE;
+        int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, row = channel + first, column = first_column + piece * 8;
+        tile += first * PITCH + piece * 8;
         w += static_cast<int64_t>(row) * p.w_stride + column;
 #pragma unroll
         for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
             int i = copy * AT_ONCE;
-            bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= ROWS || i + first < ROWS);
-            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < columns && row + i < rows,
+            bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= DEPTH || i + first < DEPTH);
+            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < p.n && row + i < p.channels,
                         wanted && mine);
         }
     }
@@ -136,67 +123,28 @@ template <typename T, Direction D, typename Shape> struct Weights {
 
 template <typename T, Direction D, typename Shape> DEVICE void product(const Product<T>& p) {
     using Right = Weights<T, D, Shape>;
-    constexpr int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, THREADS = Shape::THREADS, AT_ONCE = THREADS / 8;
-    constexpr int COPIES = ROWS / AT_ONCE;
-    constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGE = ROWS * DEPTH + Right::SIZE;
-    constexpr int PITCH = COLUMNS + 8;  // of sums, when they pass through shared memory
-    static_assert(ROWS * PITCH * sizeof(float) <= STAGES * STAGE * sizeof(T), "sums lie where the stages were");
-
-    int tiles_across = (p.n + COLUMNS - 1) / COLUMNS, phase = blockIdx.z / p.splits, split = blockIdx.z % p.splits;
-    int first_row = blockIdx.x / tiles_across * ROWS, first_column = blockIdx.x % tiles_across * COLUMNS;
-    Gather<T, D> gather(p, phase);
-    if (first_row >= gather.rows) return;
-
-    Tap* taps = reinterpret_cast<Tap*>(shared_memory());
-    Row* rows = reinterpret_cast<Row*>(taps + MAX_TAPS);
-    T* stages = reinterpret_cast<T*>(rows + ROWS);
-    gather.list(taps, rows, first_row, ROWS);
-
-    // A thread copies one piece of every row that is AT_ONCE rows below its first.
-    int copied_row = threadIdx.x / 8, piece = threadIdx.x % 8;
-    int chunks = (p.channels + DEPTH - 1) / DEPTH, steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
-    int first_step = min(split * share, steps), count = min(share, steps - first_step);
-    int next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
-    Tap tap{};
-    auto load = [&](int step, int part) {
-        bool wanted = step < count;
-        if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
-        T* left = stages + step % STAGES * STAGE;
-        int channel = next_channel + piece * 8;
-        const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
-#pragma unroll
-        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
-            int i = copy * AT_ONCE;
-            Row row = load_vector<Row>(rows + copied_row + i);
-            bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
-            cp_async_16(left + swizzled(copied_row, piece) + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride,
-                        exists, wanted);
-        }
-        Right::load(left + ROWS * DEPTH, p.w + tap.weight, p, first_column, next_channel, part, wanted);
-        if (part < PARTS - 1) return;
-        cp_async_commit();
-        next_channel += DEPTH;
-        if (next_channel >= p.channels) next_channel = 0, ++next_tap;
-    };
+    constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGES = Shape::STAGES;
+    Block<T, D, Shape, Right> block(p);
+    if (block.is_empty()) return;
+    block.list();
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int warp_row = warp / Shape::WARPS_ACROSS * Shape::WARP_ROWS;
     int warp_column = warp % Shape::WARPS_ACROSS * Shape::WARP_COLUMNS;
     uint32_t a[2][M][4], b[2][Right::PAIRS][4];
     auto take = [&](int into, int step, int k) {
-        const T* left = stages + step % STAGES * STAGE;
 #pragma unroll
         for (int m = 0; m < M; ++m) {
-            ldmatrix_x4(a[into][m], left + swizzled(warp_row + lane % 16, k * 2 + lane / 16) + m * 16 * DEPTH);
+            ldmatrix_x4(a[into][m], block.left(step) + swizzled(warp_row + lane % 16, k * 2 + lane / 16) + m * 16 * DEPTH);
         }
-        Right::take(b[into], left + ROWS * DEPTH, warp_column, k);
+        Right::take(b[into], block.right(step), warp_column, k);
     };
 
     __syncthreads();  // taps and rows are listed
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) load(step, part);
+        for (int part = 0; part < PARTS; ++part) block.load(step, part);
     }
     cp_async_wait<STAGES - 2>();
     __syncthreads();
@@ -205,7 +153,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     // Fragments are taken 16 channels ahead of the products that need them, across steps too. Behind the last step that
     // is one more time than needed, from memory that nobody writes.
     float sums[M][N][4] = {};
-    for (int step = 0; step < count; ++step) {
+    for (int step = 0; step < block.count; ++step) {
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) {
             bool last = k == DEPTH / 16 - 1;
@@ -214,7 +162,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
                 __syncthreads();  // the next step has arrived; nobody reads this one any more
             }
             take((k + 1) % 2, last ? step + 1 : step, last ? 0 : k + 1);
-            if (!last) load(step + STAGES - 1, k);
+            if (!last) block.load(step + STAGES - 1, k);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -226,35 +174,15 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         }
     }
 
-    // Through shared memory, so that a warp writes whole rows.
     cp_async_wait<0>();
     __syncthreads();
-    float* staged = reinterpret_cast<float*>(stages);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-            float* at = staged + (warp_row + m * 16 + lane / 4) * PITCH + warp_column + n * 8 + lane % 4 * 2;
-            store_vector(at, float2{sums[m][n][0], sums[m][n][1]});
-            store_vector(at + 8 * PITCH, float2{sums[m][n][2], sums[m][n][3]});
-        }
+        for (int n = 0; n < N; ++n) block.put(warp_row + m * 16, warp_column + n * 8, sums[m][n]);
     }
     __syncthreads();
-    constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, AT_A_TIME = 4;
-    int first = threadIdx.x / EIGHTS, column = threadIdx.x % EIGHTS * 8;
-    if (first >= DOWN || first_column + column >= p.n) return;
-    for (; first < ROWS; first += DOWN * AT_A_TIME) {
-        int pixels[AT_A_TIME];
-        float eights[AT_A_TIME][8] = {};
-#pragma unroll
-        for (int i = 0; i < AT_A_TIME; ++i) {
-            int row = first + i * DOWN;
-            bool exists = row < ROWS && first_row + row < gather.rows;
-            pixels[i] = exists ? gather.pixel(first_row + row) : -1;
-            if (exists) add_8(eights[i], staged + row * PITCH + column);
-        }
-        deliver(p, split, pixels, first_column + column, eights);
-    }
+    block.deliver();
 }
 
 // Without tensor cores, for f32 and for channels that are no eights. 64 × 64 results of a block, 4 × 8 of a thread; a step
@@ -350,17 +278,6 @@ template <typename T> DEVICE void sum_splits(const Product<T>& p) {
     finish(p, pixels, static_cast<int>(number % across) * 8, sums);
 }
 
-#define PRODUCT(name, bounds, T, body)                                                                                 \
-    KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,              \
-           const T* residual, int images, int height, int width, int n, int source_height, int source_width,            \
-           int channels, int kernel_height, int kernel_width, int stride, int upsample, int top, int left, int c_stride, \
-           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int activation,         \
-           int splits) {                                                                                                \
-        Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,             \
-                     source_width, channels, kernel_height, kernel_width, stride, upsample, top, left, c_stride,        \
-                     a_stride, w_stride, residual_stride, image_bias_stride, scale, activation, splits};                \
-        body;                                                                                                           \
-    }
 using Tile128x128 = Tile<128, 128, 64, 64>;
 using Tile64x160 = Tile<64, 160, 32, 80>;
 using Tile64x64 = Tile<64, 64, 32, 32>;

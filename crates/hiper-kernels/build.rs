@@ -7,8 +7,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Ampere and Hopper as they are; what comes after compiles Hopper's text when the program starts.
-const CODE: [&str; 3] =
-    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+const CODE: &[&str] =
+    &["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+
+/// What `*_sm90a.cu` is: Hopper's alone.
+const HOPPER: &[&str] = &["arch=compute_90a,code=sm_90a"];
 
 /// What candle asks the linker for. Their functions are in `src/gpu/cuda_driver.rs`.
 const LIBRARIES: [&str; 6] = ["cuda", "cublas", "cublasLt", "cudart", "curand", "nvrtc"];
@@ -39,7 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for source in sources {
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let fatbin = out.join(format!("{name}.fatbin"));
-        let codes = CODE.iter().flat_map(|code| ["-gencode", code]);
+        let codes = if name.ends_with("_sm90a") { HOPPER } else { CODE };
+        let codes = codes.iter().flat_map(|code| ["-gencode", code]);
         let mut command = Command::new(&nvcc);
         command.args(["-fatbin", "-std=c++17", "-O3"]).args(codes).arg("-o").arg(&fatbin).arg(&source);
         if !command.status().map_err(|error| format!("{}: {error}", nvcc.display()))?.success() {

@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     sources.sort();
     let sanitizer = Sanitizer::chosen()?;
     // The shim itself is no kernel: a sanitizer is told what it does, and does not watch it.
-    build(&host, &sanitizer).file(host.join("shim.cpp")).try_compile("host_shim")?;
+    build(&host, &sanitizer)
+        .files(["shim.cpp", "warpgroup.cpp"].map(|file| host.join(file)))
+        .try_compile("host_shim")?;
     build(&host, &sanitizer)
         .flags(sanitizer.flags)
         .files(sources)

@@ -1,6 +1,6 @@
 // Kernels that show what the shim does, and errors that it must find. tests/shim.rs runs them; nothing else does.
 
-#include "device.cuh"
+#include "warpgroup.cuh"
 
 KERNEL(scale_f32, (256), float* values, float factor, int count) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -79,4 +79,33 @@ KERNEL(probe_error, (64), float* values, int error) {
     if (error == 1 && i == 5) return;
     __syncthreads();
     values[i] = error > 5 ? next : cells[i];
+}
+
+// A product of 64 × 160 ones, and what goes wrong: 0 nothing, 1 the tensor cores are not shown what was copied, 2 a product without
+// warpgroup_begin, 3 something is copied to where a product reads, 4 a thread ends before its products, 5 a warp wants another
+// product, 6 a product reads behind shared memory.
+KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
+    unsigned char* memory = shared_memory();
+    constexpr int LEFT = 64 * 128, ALL = LEFT + 160 * 128;
+    for (int i = threadIdx.x * 16; i < ALL; i += 128 * 16) cp_async_16(memory + i, ones);
+    cp_async_commit();
+    cp_async_wait<0>();
+    if (error != 1) async_proxy_fence();
+    __syncthreads();
+    Sums160 own = {};
+    if (error != 2) warpgroup_begin();
+    const unsigned char* left = memory + (error == 5 && threadIdx.x >= 96 ? 32 : 0);
+    uint64_t right = matrix_at(memory + LEFT, Lines::Of128, error == 6 ? 2048 : 1024, 0);
+    wgmma_m64n160k16<f16, false>(own, matrix_at(left, Lines::Of128, 1024, 0), right);
+    warpgroup_commit();
+    if (error == 3) {
+        cp_async_16(memory + threadIdx.x * 16, ones, false);
+        cp_async_commit();
+        cp_async_wait<0>();
+        async_proxy_fence();
+    }
+    if (error != 4) warpgroup_wait<0>(own);
+    float sum = 0.0f;
+    for (int i = 0; i < 80; ++i) sum += own[i / 4][i % 4];
+    sums[threadIdx.x] = sum;
 }

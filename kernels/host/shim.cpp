@@ -1,64 +1,19 @@
 // The fibers behind shim.hpp, and the launch.
 
-#include "fiber.hpp"
-#include "shim.hpp"
+#include "block.hpp"
 
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <random>
-#include <string>
-#include <vector>
 
 namespace host {
 
 __thread Place place;
+thread_local Block block;
 
 namespace {
 
-constexpr size_t GUARD_BYTES = 4096, COPY_BYTES = 16;
-constexpr unsigned MAX_THREADS = 1024, MAX_SHARED_BYTES = 227 << 10;
-constexpr unsigned char UNWRITTEN = 0xff;  // a NaN in f16, bf16, f32
-
 Kernel* kernels = nullptr;
-
-enum class State { Ready, AtBarrier, InWarp, Done };
-
-struct Copy { void* to; const void* from; bool valid; };
-
-void run_thread();
-
-struct Thread {
-    Fiber fiber{run_thread};
-    State state;
-    int line, predicate;
-    unsigned barriers = 0;  // that it reached
-    uint3 index;
-    unsigned number;
-    std::vector<std::vector<Copy>> groups;  // of cp_async_16; the last one is open
-};
-
-struct Warp {
-    Deposits deposits[2];
-    char gates[2];
-    unsigned arrived = 0, round = 0;
-    const char* operation;
-    int line;
-};
-
-struct Block {
-    std::vector<std::unique_ptr<Thread>> all;  // kept from block to block
-    std::vector<Warp> warps;
-    std::vector<unsigned char> memory;
-    const Launch* launch;
-    unsigned threads;
-    int any;  // of the predicates at the latest barrier
-    Thread* running = nullptr;
-    char begun, barriers[2];  // a sanitizer's gates; who has not left a barrier meets nobody at the next but one
-    std::string error;
-};
-
-thread_local Block block;
 
 void describe(const char* what, int line) {
     char text[512];
@@ -72,16 +27,6 @@ void leave(State state, int line) {
     block.running->state = state;
     block.running->line = line;
     block.running->fiber.give_way();
-}
-
-void run_thread() {
-    for (;;) {
-        sanitizer::pass(&block.begun);
-        const Kernel* kernel = block.launch->kernel;
-        kernel->invoke(kernel->function, block.launch->arguments);
-        finish_copies(0);
-        leave(State::Done, 0);
-    }
 }
 
 void resume(Thread& thread) {
@@ -101,10 +46,13 @@ void prepare_threads(bool anew) {
         thread.number = i;
         thread.barriers = 0;
         thread.groups.assign(1, {});
+        thread.arrived.clear();
+        thread.products = {};
         uint3 size = place.block_size;
         thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     }
     block.warps.assign((block.threads + LANES - 1) / LANES, Warp());
+    block.warpgroups.assign(block.threads / WARPGROUP, {});
 }
 
 // Runs the block that `place` names, in the order of threads, or in one drawn.
@@ -152,12 +100,13 @@ bool run_block() {
     }
 }
 
-// 128-byte aligned, between guards.
+// 1024-byte aligned, between guards.
 void prepare_shared_memory(unsigned bytes) {
     sanitizer::allow(block.memory.data(), block.memory.size());
-    block.memory.assign(bytes + 2 * GUARD_BYTES + 128, UNWRITTEN);
+    block.memory.assign(bytes + 2 * GUARD_BYTES + ALIGNMENT, UNWRITTEN);
+    block.async_memory.assign(bytes, UNWRITTEN);
     auto start = reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD_BYTES;
-    place.shared = reinterpret_cast<unsigned char*>((start + 127) / 128 * 128);
+    place.shared = reinterpret_cast<unsigned char*>((start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     sanitizer::forbid(place.shared - GUARD_BYTES, GUARD_BYTES);
     sanitizer::forbid(place.shared + bytes, GUARD_BYTES);
 }
@@ -197,6 +146,18 @@ uint16_t f16_from(float x) {
     unsigned bits = __float_as_uint(magnitude);
     bits += 0xfff + (bits >> 13 & 1);
     return sign | static_cast<uint16_t>((bits >> 13) - (112 << 10));
+}
+
+// A fiber's body.
+void run_thread() {
+    for (;;) {
+        sanitizer::pass(&block.begun);
+        const Kernel* kernel = block.launch->kernel;
+        kernel->invoke(kernel->function, block.launch->arguments);
+        finish_copies(0);
+        check_products();
+        leave(State::Done, 0);
+    }
 }
 
 void register_kernel(Kernel& kernel) {
@@ -264,6 +225,7 @@ void finish_copies(int pending) {
             sanitizer::writes(copy.to, COPY_BYTES);
             if (copy.valid) std::memcpy(copy.to, copy.from, COPY_BYTES);
             else std::memset(copy.to, 0, COPY_BYTES);
+            block.running->arrived.push_back(copy.to);
         }
     }
     groups.erase(groups.begin(), groups.begin() + finished);

@@ -13,23 +13,42 @@ enum Direction {
 }
 use Direction::{Forward, Gradient};
 
-/// A kernel: what it is called behind type and direction, the results of a block, its shared memory by direction.
+/// A kernel: what it is called before direction and type and behind them, the results of a block, its threads, its shared
+/// memory by direction.
 #[derive(Clone, Copy, Debug)]
 struct Tile {
+    prefix: &'static str,
     suffix: &'static str,
+    threads: u32,
     rows: usize,
     columns: usize,
     shared_bytes: [u32; 2],
 }
 
-const TILES: [Tile; 3] = [
-    Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424] },
-    Tile { suffix: "_64x160", rows: 64, columns: 160, shared_bytes: [87_552, 90_624] },
-    Tile { suffix: "_64x64", rows: 64, columns: 64, shared_bytes: [50_688, 53_760] },
+const TILES: [Tile; 5] = [
+    SMALL,
+    Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], ..SMALL },
+    Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], ..SMALL },
+    Tile { suffix: "_64x160", columns: 160, shared_bytes: [173_568; 2], prefix: "product_sm90a", ..SMALL },
+    Tile {
+        suffix: "_128x160",
+        rows: 128,
+        columns: 160,
+        threads: 256,
+        shared_bytes: [186_368; 2],
+        prefix: "product_sm90a",
+    },
 ];
-const SMALL: Tile = TILES[2];
+const SMALL: Tile = Tile {
+    prefix: "product",
+    suffix: "_64x64",
+    threads: 128,
+    rows: 64,
+    columns: 64,
+    shared_bytes: [50_688, 53_760],
+};
 /// For numbers of channels that are no eights, and for f32.
-const PLAIN: Tile = Tile { suffix: "", rows: 64, columns: 64, shared_bytes: [10_240; 2] };
+const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], ..SMALL };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Activation {
@@ -215,9 +234,9 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
     let phase_rows = images * result[0].div_ceil(step) * result[1].div_ceil(step);
     let blocks = phase_rows.div_ceil(tile.rows) * n.div_ceil(tile.columns);
     Launch {
-        name: &format!("product_{verb}_{}{}", T::NAME, tile.suffix),
+        name: &format!("{}_{verb}_{}{}", tile.prefix, T::NAME, tile.suffix),
         grid: [blocks as u32, 1, (step * step * splits) as u32],
-        block: [128, 1, 1],
+        block: [tile.threads, 1, 1],
         shared_bytes: tile.shared_bytes[direction as usize],
     }
     .run(&arguments)?;

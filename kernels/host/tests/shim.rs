@@ -134,6 +134,27 @@ fn errors_are_found() -> Result<(), LaunchError> {
 }
 
 #[test]
+fn errors_of_warpgroups_are_found() -> Result<(), LaunchError> {
+    let run = |error: i32| {
+        let sums = Buffer::<f32>::unwritten(128);
+        let ones = Buffer::from_slice(&[f16::ONE; 8]);
+        probe("probe_warpgroup", 1, 128, 224 * 128).run(&[(&sums).into(), (&ones).into(), error.into()])?;
+        Ok::<_, LaunchError>(sums.to_vec())
+    };
+    assert_eq!(run(0)?, [80.0 * 16.0; 128]);
+    assert!(run(1)?.iter().all(|sum| sum.is_nan()));
+    assert_found(run(2), "without warpgroup_begin");
+    assert_found(
+        run(3),
+        if SANITIZER == "thread" { BY_SANITIZER } else { "changed while a product read it" },
+    );
+    assert_found(run(4), "ends before its products");
+    assert_found(run(5), "want different products");
+    assert_found(run(6), "outside of its shared memory");
+    Ok(())
+}
+
+#[test]
 fn a_launch_is_checked() {
     let values = Buffer::from_slice(&[1.0f32; 64]);
     let refused = |launch: Launch<'_>, arguments: &[Argument<'_>], expected: &str| {

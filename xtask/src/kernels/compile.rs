@@ -1,4 +1,4 @@
-//! One source to one fatbin: machine code for 8.0 and 9.0, and PTX for cards to come.
+//! One source to one fatbin: machine code for 8.0 and 9.0, and PTX for cards to come; or for Hopper alone.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -8,17 +8,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-const FLAGS: [&str; 9] = [
-    "-std=c++17",
-    "-O3",
-    "--fatbin",
-    "-gencode",
-    "arch=compute_80,code=sm_80",
-    "-gencode",
-    "arch=compute_90,code=[sm_90,compute_90]",
-    "-Xptxas",
-    "-v",
-];
+const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "--fatbin", "-Xptxas", "-v"];
+
+/// What a source is compiled for, and what the PTX is called that is kept: `*_sm90a.cu` is Hopper's alone.
+fn architectures(name: &str) -> (&'static [&'static str], String) {
+    if name.ends_with("_sm90a") {
+        return (&["-gencode", "arch=compute_90a,code=sm_90a"], format!("{name}.ptx"));
+    }
+    let both =
+        &["-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"];
+    (both, format!("{name}.compute_90.ptx"))
+}
 
 /// How sources are compiled.
 pub struct Compiler {
@@ -51,7 +51,8 @@ impl Compiler {
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let [fatbin, ptx, messages, key] =
             ["fatbin", "ptx", "messages", "key"].map(|kind| self.out.join(format!("{name}.{kind}")));
-        let hash = self.key(source)?;
+        let (architectures, kept) = architectures(&name);
+        let hash = self.key(source, architectures)?;
         let fresh = !fatbin.is_file() || fs::read_to_string(&key).ok() != Some(hash.clone());
         if fresh {
             // Files are made beside their place and moved; the key is last, so that it speaks for the others.
@@ -59,6 +60,7 @@ impl Compiler {
             let made = scratch.path().join("fatbin");
             let said = Command::new(&self.nvcc)
                 .args(FLAGS)
+                .args(architectures)
                 .arg("--keep")
                 .arg("--keep-dir")
                 .arg(scratch.path())
@@ -75,7 +77,7 @@ impl Compiler {
             let [new_messages, new_key] = ["messages", "key"].map(|kind| scratch.path().join(kind));
             fs::write(&new_messages, text.as_bytes())?;
             fs::write(&new_key, &hash)?;
-            let new_ptx = scratch.path().join(format!("{name}.compute_90.ptx"));
+            let new_ptx = scratch.path().join(kept);
             for (from, to) in
                 [(&made, &fatbin), (&new_ptx, &ptx), (&new_messages, &messages), (&new_key, &key)]
             {
@@ -87,9 +89,9 @@ impl Compiler {
     }
 
     /// What a result depends on: the compiler, its flags, the source and all headers.
-    fn key(&self, source: &Path) -> Result<String> {
+    fn key(&self, source: &Path, architectures: &[&str]) -> Result<String> {
         let mut hasher = DefaultHasher::new();
-        (&self.nvcc, FLAGS).hash(&mut hasher);
+        (&self.nvcc, FLAGS, architectures).hash(&mut hasher);
         for path in self.headers.iter().map(PathBuf::as_path).chain([source]) {
             fs::read(path).with_context(|| path.display().to_string())?.hash(&mut hasher);
         }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage};
 
-use super::{Argument, Array, Given, Gpu, Launch};
+use super::{Argument, Array, Chip, Given, Gpu, Launch};
 use crate::Error;
 
 /// A card that nobody has.
@@ -47,7 +47,7 @@ impl Gpu for Cuda {
     type Buffer = Infallible;
     type Storage = CudaStorage;
 
-    fn multiprocessors(&self) -> usize {
+    fn chip(&self) -> Chip {
         match *self {}
     }
 

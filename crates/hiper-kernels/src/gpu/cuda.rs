@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
@@ -18,9 +18,10 @@ use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
+use device::chip;
 pub(super) use device::{Recorded, device, free_memory};
 
-use super::{Argument, Array, Given, Gpu, Launch, View};
+use super::{Argument, Array, Chip, Given, Gpu, Launch, View};
 use crate::Error;
 
 mod fatbins {
@@ -65,8 +66,8 @@ impl Gpu for Cuda {
     type Buffer = CudaStorage;
     type Storage = CudaStorage;
 
-    fn multiprocessors(&self) -> usize {
-        self.kernels.multiprocessors
+    fn chip(&self) -> Chip {
+        self.kernels.chip
     }
 
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {
@@ -187,7 +188,7 @@ impl Cuda {
 /// The kernels of one device: modules loaded once, functions found once.
 struct Kernels {
     modules: Vec<Arc<CudaModule>>,
-    multiprocessors: usize,
+    chip: Chip,
     functions: Mutex<HashMap<String, CudaFunction>>,
 }
 
@@ -205,10 +206,10 @@ impl Kernels {
                 candle_core::Error::from(Error::Launch { kernel: file.into(), reason })
             })
         };
-        let modules = fatbins::FATBINS.iter().map(load).collect::<Result<_>>()?;
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = stream.context().attribute(attribute).w()? as usize;
-        let kernels = Arc::new(Self { modules, multiprocessors, functions: Mutex::default() });
+        let chip = chip(stream.context())?;
+        let fatbins = fatbins::FATBINS.iter().filter(|(file, _)| chip.sm90a || !file.ends_with("_sm90a"));
+        let modules = fatbins.map(load).collect::<Result<_>>()?;
+        let kernels = Arc::new(Self { modules, chip, functions: Mutex::default() });
         loaded.push((device.id(), kernels.clone()));
         Ok(kernels)
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
+    CUdevice_attribute, CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use candle_core::{CudaDevice, Device, Result};
 
+use super::super::Chip;
 use crate::Error;
 
 /// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
@@ -54,6 +55,14 @@ fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
     // SAFETY: the device is the context's own.
     #[allow(unsafe_code)]
     unsafe { result::device::get_mem_pool(context.cu_device()) }.w().map(Some)
+}
+
+/// What kernels there are for a card: `HIPER_SM90A=0` asks for those alone that Ampere has too, to compare.
+pub(crate) fn chip(context: &CudaContext) -> Result<Chip> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let multiprocessors = context.attribute(attribute).w()? as usize;
+    let wanted = std::env::var("HIPER_SM90A").as_deref() != Ok("0");
+    Ok(Chip { multiprocessors, sm90a: wanted && context.compute_capability().w()? == (9, 0) })
 }
 
 pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {

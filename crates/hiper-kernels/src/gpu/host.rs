@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
 use super::test_card::TestCard;
-use super::{Argument, Array, Cuda, Given, Gpu, Launch, View};
+use super::{Argument, Array, Chip, Cuda, Given, Gpu, Launch, View};
 use crate::Error;
 
 thread_local! {
@@ -71,9 +71,8 @@ impl Gpu for Host {
     type Buffer = HostBuffer;
     type Storage = CpuStorage;
 
-    fn multiprocessors(&self) -> usize {
-        // An H100's, so that tests launch what such a card would.
-        self.card.as_ref().map_or(132, TestCard::multiprocessors)
+    fn chip(&self) -> Chip {
+        self.card.as_ref().map_or(Chip::H100, TestCard::chip)
     }
 
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {

@@ -49,6 +49,21 @@ pub fn free_memory(device: &candle_core::Device) -> Option<u64> {
     }
 }
 
+/// What kind of card it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chip {
+    /// How many blocks run beside each other, but for those that share one.
+    pub multiprocessors: usize,
+    /// Whether it runs what is compiled for 9.0a: Hopper, and nothing before or after it.
+    pub sm90a: bool,
+}
+
+impl Chip {
+    /// What tests on a CPU launch for.
+    #[cfg(any(test, feature = "host-kernels"))]
+    pub(crate) const H100: Self = Self { multiprocessors: 132, sm90a: true };
+}
+
 /// A card: memory, and kernels that run one after the other.
 pub(crate) trait Gpu: Sized + 'static {
     /// Memory on the card, freed when dropped: by then every kernel launched before is done with it, as far as one can tell.
@@ -56,8 +71,8 @@ pub(crate) trait Gpu: Sized + 'static {
     /// What candle calls memory on the card.
     type Storage;
 
-    /// How many blocks run beside each other, but for those that share a multiprocessor.
-    fn multiprocessors(&self) -> usize;
+    /// What decides between kernels.
+    fn chip(&self) -> Chip;
 
     /// `len` numbers that nobody has written.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result};
 
-use super::{Argument, Array, Gpu, Launch, View, type_name};
+use super::{Argument, Array, Chip, Gpu, Launch, View, type_name};
 
 /// A convolution's sizes; a fully connected layer is one of a picture of a single row, with a kernel of one pixel.
 #[derive(Debug, Clone, Copy)]
@@ -173,27 +173,66 @@ enum Direction {
     Gradient,
 }
 
-/// A kernel: what it is called behind direction and type, the results of a block, its shared memory in either direction.
+/// A kernel: what it is called before direction and type and behind them, the results of a block, its threads, its shared
+/// memory in either direction.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
+    prefix: &'static str,
     suffix: &'static str,
     rows: usize,
     columns: usize,
+    threads: usize,
     shared_bytes: [usize; 2],
     /// Clocks of a step.
     clocks: usize,
 }
 
-const THREADS: usize = 128;
+const SMALL: Tile = Tile {
+    prefix: "product",
+    suffix: "_64x64",
+    rows: 64,
+    columns: 64,
+    threads: 128,
+    shared_bytes: [50_688, 53_760],
+    clocks: 400,
+};
 
-const TILES: [Tile; 3] = [
-    Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], clocks: 830 },
-    Tile { suffix: "_64x160", rows: 64, columns: 160, shared_bytes: [87_552, 90_624], clocks: 670 },
-    Tile { suffix: "_64x64", rows: 64, columns: 64, shared_bytes: [50_688, 53_760], clocks: 400 },
+/// Those behind the first three are Hopper's.
+const TILES: [Tile; 5] = [
+    Tile {
+        suffix: "_128x128",
+        rows: 128,
+        columns: 128,
+        shared_bytes: [100_352, 103_424],
+        clocks: 830,
+        ..SMALL
+    },
+    Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], clocks: 670, ..SMALL },
+    SMALL,
+    Tile {
+        prefix: "product_sm90a",
+        suffix: "_128x160",
+        rows: 128,
+        columns: 160,
+        threads: 256,
+        shared_bytes: [186_368; 2],
+        clocks: 770,
+    },
+    Tile {
+        prefix: "product_sm90a",
+        suffix: "_64x160",
+        columns: 160,
+        shared_bytes: [173_568; 2],
+        clocks: 480,
+        ..SMALL
+    },
 ];
 
 /// For numbers of channels that are no eights, and for `f32`. Its own steps are 16 channels deep and take 800 clocks.
-const PLAIN: Tile = Tile { suffix: "", rows: 64, columns: 64, shared_bytes: [10_240; 2], clocks: 4 * 800 };
+const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], clocks: 4 * 800, ..SMALL };
+
+/// Threads of a block that adds up splits.
+const THREADS: usize = 128;
 
 /// Channels of a step.
 const DEPTH: usize = 64;
@@ -226,7 +265,7 @@ impl Call<'_> {
         let (result, source, n, channels) = self.sides();
         let pixels = images * result[0] * result[1];
         let in_eights = from.in_eights() && weight.in_eights();
-        let (tile, splits) = self.plan(gpu.multiprocessors(), in_eights);
+        let (tile, splits) = self.plan(gpu.chip(), in_eights);
 
         let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
         let partial = partial.transpose()?;
@@ -252,10 +291,10 @@ impl Call<'_> {
             Direction::Forward => ("forward", 1),
             Direction::Gradient => ("gradient", stride * stride),
         };
-        let name = format!("product_{verb}_{}{}", type_name(self.dtype), tile.suffix);
+        let name = format!("{}_{verb}_{}{}", tile.prefix, type_name(self.dtype), tile.suffix);
         let grid = [self.blocks(tile), 1, phases * splits];
         let shared_bytes = tile.shared_bytes[self.direction as usize];
-        gpu.launch(&Launch { name, grid, threads: THREADS, shared_bytes }, &arguments)?;
+        gpu.launch(&Launch { name, grid, threads: tile.threads, shared_bytes }, &arguments)?;
         if splits > 1 {
             let name = format!("product_sum_{}", type_name(self.dtype));
             let grid = [(pixels * n.div_ceil(8)).div_ceil(THREADS), 1, 1];
@@ -283,7 +322,7 @@ impl Call<'_> {
 
     /// The kernel, and into how many parts it splits the depth: what takes the fewest clocks by the estimate in the kernels'
     /// source, where blocks go in waves over the multiprocessors and the splits' sums through memory.
-    fn plan(&self, multiprocessors: usize, in_eights: bool) -> (Tile, usize) {
+    fn plan(&self, chip: Chip, in_eights: bool) -> (Tile, usize) {
         /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
         const BLOCK: usize = 2000;
         const SUM: usize = 5000;
@@ -294,12 +333,16 @@ impl Call<'_> {
         let widths = [channels, inputs, if forward { 8 } else { n }];
         let in_eights = in_eights && widths.iter().all(|width| width.is_multiple_of(8));
         let tensor_cores = self.dtype != DType::F32 && in_eights;
-        let tiles = if tensor_cores { TILES.as_slice() } else { &[PLAIN] };
+        let tiles = match (tensor_cores, chip.sm90a) {
+            (true, true) => TILES.as_slice(),
+            (true, false) => &TILES[..3],
+            (false, _) => &[PLAIN],
+        };
         let phases = if forward { 1 } else { self.geometry.stride * self.geometry.stride };
         let steps = (kernel[0] * kernel[1]).div_ceil(phases) * channels.div_ceil(DEPTH);
         let results = images * result[0] * result[1] * n;
         let clocks = |&(tile, splits): &(Tile, usize)| {
-            let waves = (self.blocks(tile) * phases * splits).div_ceil(multiprocessors);
+            let waves = (self.blocks(tile) * phases * splits).div_ceil(chip.multiprocessors);
             let sum = if splits > 1 { SUM + splits * results * 8 / BYTES } else { 0 };
             waves * (steps.div_ceil(splits) * tile.clocks + BLOCK) + sum
         };
@@ -315,18 +358,24 @@ mod tests {
 
     #[test]
     fn the_choice_is_that_of_the_kernels_table() {
-        let plan = |geometry: &Geometry| {
+        let plan = |sm90a: bool, geometry: &Geometry| {
+            let chip = Chip { sm90a, ..Chip::H100 };
             let (tile, splits) =
                 Call { direction: Direction::Forward, geometry, dtype: DType::F16, scale: 1.0 }
-                    .plan(132, true);
-            (tile.suffix, splits)
+                    .plan(chip, true);
+            (tile.prefix, tile.suffix, splits)
         };
         let conv = |geometry: Geometry| Geometry { kernel: [3, 3], padding: [1, 1], ..geometry };
-        assert_eq!(plan(&Geometry::linear(4096, 320, 2560)), ("_128x128", 1));
-        assert_eq!(plan(&Geometry::linear(4096, 320, 320)), ("_64x160", 1));
-        assert_eq!(plan(&Geometry::linear(256, 5120, 1280)), ("_64x160", 4));
-        assert_eq!(plan(&conv(Geometry::linear(256, 1280, 1280))), ("_128x128", 6));
-        assert_eq!(plan(&conv(Geometry::linear(64, 1280, 1280))), ("_64x160", 15));
-        assert_eq!(plan(&Geometry::linear(4096, 4, 320)).0, "");
+        for (geometry, ampere, hopper) in [
+            (Geometry::linear(4096, 320, 2560), ("_128x128", 1), ("_128x160", 1)),
+            (Geometry::linear(4096, 320, 320), ("_64x160", 1), ("_64x160", 1)),
+            (Geometry::linear(256, 5120, 1280), ("_64x160", 4), ("_64x160", 4)),
+            (conv(Geometry::linear(256, 1280, 1280)), ("_128x128", 6), ("_64x160", 4)),
+            (conv(Geometry::linear(64, 1280, 1280)), ("_64x160", 15), ("_64x160", 15)),
+        ] {
+            assert_eq!(plan(false, &geometry), ("product", ampere.0, ampere.1));
+            assert_eq!(plan(true, &geometry), ("product_sm90a", hopper.0, hopper.1));
+        }
+        assert_eq!(plan(true, &Geometry::linear(4096, 4, 320)), ("product", "", 1));
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 
 use super::bridge::keep;
 use super::host::{Host, HostBuffer, on_host};
-use super::{Argument, Array, Cuda, Gpu, Launch, View};
+use super::{Argument, Array, Chip, Cuda, Gpu, Launch, View};
 use crate::Error;
 
 /// Calls `f` with the device of tensors that a card's kernels compute: the card that `HIPER_TEST_DEVICE=cuda:0` names, or else
@@ -53,8 +53,8 @@ impl TestCard {
         Ok(Self { device, card })
     }
 
-    pub(crate) fn multiprocessors(&self) -> usize {
-        self.card.multiprocessors()
+    pub(crate) fn chip(&self) -> Chip {
+        self.card.chip()
     }
 
     pub(crate) fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Host>> {

@@ -1,0 +1,116 @@
+// What is behind warpgroup.hpp.
+
+#include "block.hpp"
+
+namespace host {
+
+namespace {
+
+constexpr uint32_t WINDOW = 1024;  // where a block's own shared memory begins: a card keeps what is before
+
+// A matrix's place, as matrix_at wrote it.
+struct Descriptor {
+    uint32_t start, across, down, line_bytes, swizzle_mask;
+
+    explicit Descriptor(uint64_t bits)
+        : start((bits & 0x3fff) << 4), across((bits >> 16 & 0x3fff) << 4), down((bits >> 32 & 0x3fff) << 4),
+          line_bytes(256 >> (bits >> 62)), swizzle_mask(line_bytes / 16 - 1) {}
+
+    // Of a number: its row, and its place along the depth.
+    uint32_t address(unsigned row, unsigned depth, bool transposed) const {
+        uint32_t at = start;
+        if (transposed) {
+            at += depth / 8 * down + depth % 8 * line_bytes + row * 2 / line_bytes * across + row * 2 % line_bytes;
+        } else {
+            at += row / 8 * down + row % 8 * line_bytes + depth * 2;
+        }
+        return at ^ (at >> 7 & swizzle_mask) << 4;
+    }
+};
+
+uint16_t read(uint32_t address, int line) {
+    if (address < WINDOW || address + 2 > WINDOW + block.launch->shared_bytes) {
+        fail("a product reads outside of its shared memory", line);
+    }
+    if (address % 16 == 0) sanitizer::reads(place.shared + address - WINDOW, 16);
+    uint16_t bits;
+    std::memcpy(&bits, block.async_memory.data() + address - WINDOW, sizeof bits);
+    return bits;
+}
+
+Operands operands_of(const Product160& product, int line) {
+    Operands operands;
+    Descriptor a(product.a), b(product.b);
+    unsigned number = block.running->number, first_row = number / 32 % 4 * 16 + lane() / 4, t = lane() % 4;
+    for (unsigned k = 0; k < 16; ++k) {
+        for (unsigned i = 0; i < 2; ++i) operands.a[i][k] = read(a.address(first_row + 8 * i, k, false), line);
+        for (unsigned i = 0; i < 40; ++i) {
+            operands.b[i][k] = read(b.address(i / 2 * 8 + 2 * t + i % 2, k, product.transposed), line);
+        }
+    }
+    return operands;
+}
+
+void multiply(const Product160& product, const Operands& operands) {
+    float a[2][16], b[16];
+    for (int i = 0; i < 32; ++i) a[i / 16][i % 16] = product.value(operands.a[i / 16][i % 16]);
+    for (int column = 0; column < 40; ++column) {
+        for (int k = 0; k < 16; ++k) b[k] = product.value(operands.b[column][k]);
+        for (int row = 0; row < 2; ++row) {
+            float& sum = product.sums[column / 2][row * 2 + column % 2];
+            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k];
+        }
+    }
+}
+
+}  // namespace
+
+uint32_t shared_address(const void* pointer, int line) {
+    auto offset = static_cast<const unsigned char*>(pointer) - place.shared;
+    if (offset < 0 || offset >= int64_t{block.launch->shared_bytes}) fail("not an address in shared memory", line);
+    return static_cast<uint32_t>(offset) + WINDOW;
+}
+
+void show_async_proxy() {
+    for (void* to : block.running->arrived) {
+        auto offset = static_cast<unsigned char*>(to) - place.shared;
+        std::memcpy(block.async_memory.data() + offset, to, COPY_BYTES);
+    }
+    block.running->arrived.clear();
+}
+
+void begin_products() { block.running->products.may_begin = true; }
+
+void queue_product(const Product160& product, int line) {
+    unsigned number = block.running->number / WARPGROUP;
+    if (number >= block.warpgroups.size()) fail("a product in a warpgroup of less than 128 threads", line);
+    Products& products = block.running->products;
+    if (!products.may_begin) fail("a product without warpgroup_begin before it", line);
+    // The first warp that comes here says what the warpgroup does.
+    auto& common = block.warpgroups[number];
+    std::pair matrices(product.a, product.b);
+    if (products.begun == common.size()) common.push_back(matrices);
+    if (common[products.begun++] != matrices) fail("warps of a warpgroup want different products", line);
+    products.groups.back().push_back({product, operands_of(product, line)});
+}
+
+void close_products() { block.running->products.groups.emplace_back(); }
+
+void finish_products(int pending, int line) {
+    Products& products = block.running->products;
+    for (; products.groups.size() > size_t(pending) + 1; products.groups.erase(products.groups.begin())) {
+        for (const auto& [product, began] : products.groups.front()) {
+            Operands now = operands_of(product, line);
+            if (std::memcmp(&now, &began, sizeof now) != 0) fail("shared memory changed while a product read it", line);
+            multiply(product, now);
+        }
+    }
+    if (pending == 0) products.may_begin = false;
+}
+
+void check_products() {
+    const auto& groups = block.running->products.groups;
+    if (groups.size() > 1 || !groups.back().empty()) fail("a thread ends before its products do", 0);
+}
+
+}  // namespace host

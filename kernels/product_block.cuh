@@ -1,0 +1,121 @@
+// A block of a product with tensor cores: which rows, columns and steps are its own, how a step comes to shared memory, how
+// sums leave it. What multiplies in between is in product.cu and product_sm90a.cu.
+//
+// A block makes Shape::ROWS × Shape::COLUMNS results. A step is DEPTH channels of a tap; Shape::STAGES of them have a place in
+// shared memory, each the gathered rows and behind them the weights, which Right copies.
+#pragma once
+
+#include "product_tile.cuh"
+
+constexpr int DEPTH = 64;
+
+// A step's copies begin in parts, beside the products of 16 channels each but the last: what they compute their addresses with
+// is scheduled between products, and has no branch in it.
+constexpr int PARTS = DEPTH / 16 - 1;
+DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part / PARTS; }
+
+// Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
+// tensor cores read lie in different banks.
+DEVICE int swizzled(int row, int piece) { return row * DEPTH + (piece ^ row % 8) * 8; }
+
+// The weights of a step, forward: a row a result channel, DEPTH long. Starts to copy a part of the channels from `channel` on, if
+// there is this step; `w` is the tap's first weight.
+template <typename T, typename Shape>
+DEVICE void load_weights(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part, bool wanted) {
+    constexpr int AT_ONCE = Shape::THREADS / 8, COPIES = Shape::COLUMNS / AT_ONCE;
+    static_assert(Shape::COLUMNS % AT_ONCE == 0 && AT_ONCE % 8 == 0);
+    int first = threadIdx.x / 8, piece = threadIdx.x % 8, row = first_column + first;
+    channel += piece * 8;
+    tile += swizzled(first, piece);
+    w += static_cast<int64_t>(row) * p.w_stride + channel;
+#pragma unroll
+    for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+        int i = copy * AT_ONCE;
+        cp_async_16(tile + i * DEPTH, w + static_cast<int64_t>(i) * p.w_stride, channel < p.channels && row + i < p.n, wanted);
+    }
+}
+
+template <typename T, Direction D, typename Shape, typename Right> struct Block {
+    static constexpr int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, THREADS = Shape::THREADS, AT_ONCE = THREADS / 8;
+    static constexpr int COPIES = ROWS / AT_ONCE, STAGE = ROWS * DEPTH + Right::SIZE;
+    static constexpr int PITCH = COLUMNS + 8;  // of sums, when they pass through shared memory
+    static_assert(ROWS * PITCH * sizeof(float) <= Shape::STAGES * STAGE * sizeof(T), "sums lie where the stages were");
+
+    const Product<T>& p;
+    int tiles_across, split, first_row, first_column;
+    Gather<T, D> gather;
+    T* stages;
+    Tap* taps;
+    Row* rows;
+    int copied_row, piece;  // a thread copies one piece of every row that is AT_ONCE rows below its first
+    int count;              // of steps
+    int next_tap, next_channel;
+    Tap tap{};
+
+    DEVICE_MEMBER explicit Block(const Product<T>& p)
+        : p(p), tiles_across((p.n + COLUMNS - 1) / COLUMNS), split(blockIdx.z % p.splits),
+          first_row(blockIdx.x / tiles_across * ROWS), first_column(blockIdx.x % tiles_across * COLUMNS),
+          gather(p, blockIdx.z / p.splits), stages(reinterpret_cast<T*>(shared_memory())),
+          taps(reinterpret_cast<Tap*>(stages + Shape::STAGES * STAGE)), rows(reinterpret_cast<Row*>(taps + MAX_TAPS)),
+          copied_row(threadIdx.x / 8), piece(threadIdx.x % 8) {
+        int chunks = (p.channels + DEPTH - 1) / DEPTH, steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
+        int first_step = min(split * share, steps);
+        count = min(share, steps - first_step);
+        next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
+    }
+    DEVICE_MEMBER bool is_empty() const { return first_row >= gather.rows; }
+    // Before anything is loaded, and a barrier in between.
+    DEVICE_MEMBER void list() const { gather.list(taps, rows, first_row, ROWS); }
+
+    DEVICE_MEMBER T* left(int step) const { return stages + step % Shape::STAGES * STAGE; }
+    DEVICE_MEMBER T* right(int step) const { return left(step) + ROWS * DEPTH; }
+
+    // Starts to copy a part of a step: all steps in order, all parts in order. Each step closes a group of copies, which is empty
+    // behind the last step.
+    DEVICE_MEMBER void load(int step, int part) {
+        bool wanted = step < count;
+        if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
+        T* to = left(step) + swizzled(copied_row, piece);
+        int channel = next_channel + piece * 8;
+        const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
+#pragma unroll
+        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+            int i = copy * AT_ONCE;
+            Row row = load_vector<Row>(rows + copied_row + i);
+            bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
+            cp_async_16(to + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride, exists, wanted);
+        }
+        Right::load(right(step), p.w + tap.weight, p, first_column, next_channel, part, wanted);
+        if (part < PARTS - 1) return;
+        cp_async_commit();
+        next_channel += DEPTH;
+        if (next_channel >= p.channels) next_channel = 0, ++next_tap;
+    }
+
+    // Sums go through shared memory, so that a warp writes whole rows: where nobody reads stages any more, four of a fragment
+    // of 16 × 8 (see device.cuh), whose first result is at (row, column) of the block's; then, behind a barrier, out.
+    DEVICE_MEMBER void put(int row, int column, const float (&sums)[4]) const {
+        int lane = threadIdx.x % 32;
+        float* at = reinterpret_cast<float*>(stages) + (row + lane / 4) * PITCH + column + lane % 4 * 2;
+        store_vector(at, float2{sums[0], sums[1]});
+        store_vector(at + 8 * PITCH, float2{sums[2], sums[3]});
+    }
+    DEVICE_MEMBER void deliver() const {
+        constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, AT_A_TIME = 4;
+        const float* staged = reinterpret_cast<const float*>(stages);
+        int first = threadIdx.x / EIGHTS, column = threadIdx.x % EIGHTS * 8;
+        if (first >= DOWN || first_column + column >= p.n) return;
+        for (; first < ROWS; first += DOWN * AT_A_TIME) {
+            int pixels[AT_A_TIME];
+            float eights[AT_A_TIME][8] = {};
+#pragma unroll
+            for (int i = 0; i < AT_A_TIME; ++i) {
+                int row = first + i * DOWN;
+                bool exists = row < ROWS && first_row + row < gather.rows;
+                pixels[i] = exists ? gather.pixel(first_row + row) : -1;
+                if (exists) add_8(eights[i], staged + row * PITCH + column);
+            }
+            ::deliver(p, split, pixels, first_column + column, eights);
+        }
+    }
+};
