@@ -48,6 +48,7 @@ check() {
 
 card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader --id=0 2>/dev/null)
 check operators "$programs/operators" card
+check operators_without_sm90a env HIPER_SM90A=0 "$programs/operators" card
 check network "$programs/network" --nocapture
 [ -z "$PEER_PYTHON" ] || check operator_errors "$PEER_PYTHON" "$here/tools/fixtures/operators.py" --device cuda
 check steps "$programs/steps" network

@@ -9,6 +9,9 @@ use crate::{Error, Result};
 
 /// Applies the common flags, and says where and how to compute.
 pub fn check(common: &Common) -> Result<Compute> {
+    if std::env::var("HIPER_SM90A").is_ok_and(|wanted| wanted == "0") {
+        sd_models::forgo_sm90a();
+    }
     let device = match common.device {
         DeviceChoice::Auto if cfg!(feature = "cuda") => sd_models::cuda_device(0).unwrap_or(Device::Cpu),
         DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,

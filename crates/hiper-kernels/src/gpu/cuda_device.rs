@@ -1,6 +1,7 @@
 //! Opening a card, and recording what is launched on it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result;
@@ -10,7 +11,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use candle_core::{CudaDevice, Device, Result};
 
-use super::super::Chip;
+use super::super::{Chip, SM90A};
 use crate::Error;
 
 /// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
@@ -57,11 +58,11 @@ fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
     unsafe { result::device::get_mem_pool(context.cu_device()) }.w().map(Some)
 }
 
-/// What kernels there are for a card: `HIPER_SM90A=0` asks for those alone that Ampere has too, to compare.
+/// What a card runs.
 pub(crate) fn chip(context: &CudaContext) -> Result<Chip> {
     let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let multiprocessors = context.attribute(attribute).w()? as usize;
-    let wanted = std::env::var("HIPER_SM90A").as_deref() != Ok("0");
+    let wanted = SM90A.load(Ordering::Relaxed);
     Ok(Chip { multiprocessors, sm90a: wanted && context.compute_capability().w()? == (9, 0) })
 }
 

@@ -17,6 +17,8 @@ mod replay;
 #[cfg(any(test, feature = "host-kernels"))]
 pub(crate) mod test_card;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{DType, Layout, Result, Storage};
 
 pub(crate) use bridge::{
@@ -39,6 +41,17 @@ use crate::Error;
 /// When there is no such card, or this build knows nothing of cards (feature `cuda`).
 pub fn cuda_device(ordinal: usize) -> Result<candle_core::Device> {
     cuda::device(ordinal)
+}
+
+static SM90A: AtomicBool = AtomicBool::new(true);
+
+/// Leaves out the kernels that only Hopper has, on every card opened from now on: to compare them with those that Ampere has too.
+///
+/// ```
+/// hiper_kernels::forgo_sm90a();
+/// ```
+pub fn forgo_sm90a() {
+    SM90A.store(false, Ordering::Relaxed);
 }
 
 /// Bytes that a card has free; nothing is known of a CPU's.

@@ -32,6 +32,9 @@ pub fn on_test_device<R>(f: impl FnOnce(&Device) -> R) -> R {
 pub(crate) fn test_device() -> Option<Device> {
     static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| {
         let name = std::env::var("HIPER_TEST_DEVICE").ok()?;
+        if std::env::var("HIPER_SM90A").is_ok_and(|wanted| wanted == "0") {
+            super::forgo_sm90a();
+        }
         let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
         let card = ordinal.ok_or_else(|| "expected cuda:N".to_owned());
         let card = card.and_then(|ordinal| crate::cuda_device(ordinal).map_err(|error| error.to_string()));
