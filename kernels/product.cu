@@ -28,7 +28,7 @@
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
 //         128x128   128      128 × 128           100352 / 103424            2                246 / 248
-//         64x160    128      64 × 160            87552 / 90624              2                196 / 200
+//         64x160    128      64 × 160            87552 / 90624              2                196 / 198
 //         64x64     128      64 × 64             50688 / 53760              4                121 / 125
 //         none      128      64 × 64             10240                      4                122 / 123
 //

@@ -12,8 +12,8 @@
 //         Nothing is spilled. Grid as product.cu's.
 //
 // Choice  By product.cu's estimate, among its tiles and these, with 770 and 480 clocks for a step of 128x160 and 64x160: shared
-//         memory delivers 128 bytes a clock and takes a step's copies once, and for each product of 64 × 160 × 16 two rows
-//         of 64 and 160 pieces; 736 and 448 clocks, and some to meet at the barrier. The tensor cores would need 640 and 320.
+//         memory moves 128 bytes a clock, a step's copies (36 and 28 KB) and 7 KB for each product of 64 × 160 × 16, which is 736
+//         and 448 clocks; some more to meet at the barrier. The tensor cores need 640 and 320.
 // Source  wgmma as the PTX ISA has it. The weights of a gradient lie across the depth, in lines of 64 bytes, as 160 is a multiple
 //         of 32 and not of 64. Copies are each thread's own, not the tensor memory accelerator's: a row gathers what it
 //         reads, zeros beside the image too.

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::cpu::isa::Isa;
-use crate::gpu::host::on_host;
-use crate::gpu::{TestCard, test_device};
+use crate::gpu::host::on_chip;
+use crate::gpu::{Chip, TestCard, test_device};
 
 /// The card that runs the tests' kernels, if one was named; without it the CPU does.
 pub(crate) fn card() -> Option<TestCard> {
@@ -59,6 +59,17 @@ pub(crate) fn check_on_card(
     op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
     definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) {
+    check_on_chip(Chip::H100, dtype, shapes, op, definition);
+}
+
+/// The same, with the kernels that a `chip` chooses.
+pub(crate) fn check_on_chip(
+    chip: Chip,
+    dtype: DType,
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+    definition: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
     let tolerance = card_tolerance(dtype);
     let vars: Vec<Var> = shapes
         .iter()
@@ -72,7 +83,7 @@ pub(crate) fn check_on_card(
     let mut exact: Vec<Vec<f64>> =
         inputs.iter().map(|x| widened(x).iter().map(|&v| v as f64).collect()).collect();
 
-    on_host(|| {
+    on_chip(chip, || {
         let y = op(&inputs).unwrap();
         assert_eq!(y.dtype(), dtype);
         let values = widened(&y);

@@ -11,13 +11,15 @@ use super::{Argument, Array, Chip, Cuda, Given, Gpu, Launch, View};
 use crate::Error;
 
 thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
+    static ON: Cell<Option<Chip>> = const { Cell::new(None) };
 }
 
 /// Stands for a card.
 pub(crate) struct Host {
     /// What runs the kernels, if it is not the CPU.
     card: Option<TestCard>,
+    /// What it passes for, if it is.
+    chip: Chip,
 }
 
 impl Host {
@@ -27,7 +29,7 @@ impl Host {
         let card = crate::testing::card;
         #[cfg(not(test))]
         let card = || None;
-        ON.get().then(|| Self { card: card() })
+        ON.get().map(|chip| Self { card: card(), chip })
     }
 }
 
@@ -35,9 +37,14 @@ impl Host {
 ///
 /// For tests: a kernel's threads take turns, some thousand times slower than a card's.
 pub fn on_host<R>(f: impl FnOnce() -> R) -> R {
-    ON.set(true);
+    on_chip(Chip::H100, f)
+}
+
+/// The same, on a card that chooses its kernels as that `chip` does.
+pub(crate) fn on_chip<R>(chip: Chip, f: impl FnOnce() -> R) -> R {
+    ON.set(Some(chip));
     let result = f();
-    ON.set(false);
+    ON.set(None);
     result
 }
 
@@ -72,7 +79,7 @@ impl Gpu for Host {
     type Storage = CpuStorage;
 
     fn chip(&self) -> Chip {
-        self.card.as_ref().map_or(Chip::H100, TestCard::chip)
+        self.card.as_ref().map_or(self.chip, TestCard::chip)
     }
 
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>> {

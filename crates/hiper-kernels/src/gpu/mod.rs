@@ -75,6 +75,10 @@ impl Chip {
     /// What tests on a CPU launch for.
     #[cfg(any(test, feature = "host-kernels"))]
     pub(crate) const H100: Self = Self { multiprocessors: 132, sm90a: true };
+    /// For which the largest blocks are best even for small products: those of Hopper, and those that Ampere has too.
+    #[cfg(test)]
+    pub(crate) const SINGLE: [Self; 2] =
+        [Self { multiprocessors: 1, sm90a: true }, Self { multiprocessors: 1, sm90a: false }];
 }
 
 /// A card: memory, and kernels that run one after the other.

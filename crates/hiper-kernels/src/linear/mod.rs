@@ -163,8 +163,9 @@ impl FrozenFunction for LinearFunction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Chip;
     use crate::gpu::host::on_host;
-    use crate::testing::{CARD_DTYPES, check, check_on_card, normals, rounded};
+    use crate::testing::{CARD_DTYPES, check, check_on_card, check_on_chip, normals, rounded};
     use candle_core::Device;
 
     #[test]
@@ -203,6 +204,19 @@ mod tests {
                     |x| reference::linear(&x[0], &w, with_bias.then_some(&b), inputs),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn large_blocks_match_the_definition_on_a_card() {
+        for (chip, (rows, size)) in Chip::SINGLE.into_iter().flat_map(|c| [(c, (33, 168)), (c, (65, 320))]) {
+            let w = rounded(DType::F16, &normals(size * size, 8));
+            let linear = on_host(|| {
+                let weight = Tensor::from_slice(&w, (size, size), &Device::Cpu).unwrap();
+                Linear::new(weight.to_dtype(DType::F16).unwrap(), None).unwrap()
+            });
+            let definition = |x: &[Vec<f64>]| reference::linear(&x[0], &w, None, size);
+            check_on_chip(chip, DType::F16, &[&[1, rows, size]], |x| linear.forward(&x[0]), definition);
         }
     }
 
