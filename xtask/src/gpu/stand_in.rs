@@ -50,7 +50,11 @@ pub fn driver(cargo: &Cargo) -> Result<OsString> {
     let folder = cargo.target.join("stand-in-driver");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let (built, driver) = (cargo.target.join("release/libstand_in_driver.so"), folder.join("libcuda.so.1"));
-    fs::copy(&built, &driver).with_context(|| format!("{} to {}", built.display(), driver.display()))?;
+    // Beside its place and moved: another command may have the one that is there open.
+    let copied = tempfile::NamedTempFile::new_in(&folder)?;
+    fs::copy(&built, copied.path())
+        .with_context(|| format!("{} to {}", built.display(), driver.display()))?;
+    copied.persist(&driver)?;
     before(&folder, &std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
 }
 
