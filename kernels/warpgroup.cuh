@@ -15,23 +15,19 @@
 // multiple of its size. Their 16-byte pieces are swizzled: bits 4… of the address are XORed with bits 7….
 enum class Lines : uint64_t { Of128 = 1, Of64 = 2 };
 
+// Sums of a warpgroup's products with 160 columns. Of row 16 · (warp of the warpgroup) + g and of the eighth behind it lane
+// 4g + t holds: [j][0, 1] row g, [j][2, 3] row g + 8, columns 8j + 2t, 8j + 2t + 1.
+using Sums160 = float[20][4];
+
 #ifdef __CUDACC__
 
-// What a product reads from `start` on. Rows along the depth: `down` bytes from eight rows to the next; `across` is not used.
-// Rows across the depth: `down` from eight of the depth to the next, `across` from a line's numbers to those of the next.
-DEVICE uint64_t matrix_at(const void* start, Lines lines, unsigned down, unsigned across) {
-    uint64_t address = static_cast<uint32_t>(__cvta_generic_to_shared(start));
-    return (address & 0x3ffff) >> 4 | uint64_t{across >> 4} << 16 | uint64_t{down >> 4} << 32 | static_cast<uint64_t>(lines) << 62;
-}
+// Where something lies in the shared memory of a block.
+DEVICE uint64_t shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
 
 // Lets the tensor cores see what this thread has written to shared memory.
 DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-
-// Sums of a warpgroup's products with 160 columns. Of row 16 · (warp of the warpgroup) + g and of the eighth behind it lane
-// 4g + t holds: [j][0, 1] row g, [j][2, 3] row g + 8, columns 8j + 2t, 8j + 2t + 1.
-using Sums160 = float[20][4];
 
 // Waits until all but the latest `pending` groups are done.
 template <int pending> DEVICE void warpgroup_wait(Sums160& sums) {
@@ -67,3 +63,9 @@ template <typename T, bool transposed> DEVICE void wgmma_m64n160k16(Sums160& d, 
 #else
 #include "host/warpgroup.hpp"
 #endif
+
+// What a product reads from `start` on. Rows along the depth: `down` bytes from eight rows to the next; `across` is not used.
+// Rows across the depth: `down` from eight of the depth to the next, `across` from a line's numbers to those of the next.
+DEVICE uint64_t matrix_at(const void* start, Lines lines, unsigned down, unsigned across) {
+    return (shared_address(start) & 0x3ffff) >> 4 | uint64_t{across >> 4} << 16 | uint64_t{down >> 4} << 32 | static_cast<uint64_t>(lines) << 62;
+}

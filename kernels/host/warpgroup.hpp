@@ -29,16 +29,10 @@ template <typename T> float value_of(uint16_t bits) { return to_f32(T{bits}); }
 
 }  // namespace host
 
-DEVICE uint64_t matrix_at(const void* start, Lines lines, unsigned down, unsigned across, int line = __builtin_LINE()) {
-    uint64_t address = host::shared_address(start, line);
-    return (address & 0x3ffff) >> 4 | uint64_t{across >> 4} << 16 | uint64_t{down >> 4} << 32 | static_cast<uint64_t>(lines) << 62;
-}
-
+DEVICE uint64_t shared_address(const void* pointer, int line = __builtin_LINE()) { return host::shared_address(pointer, line); }
 DEVICE void async_proxy_fence() { host::show_async_proxy(); }
 DEVICE void warpgroup_begin(int line = __builtin_LINE()) { host::meet("", 1, "warpgroup_begin", line), host::begin_products(); }
 DEVICE void warpgroup_commit() { host::close_products(); }
-
-using Sums160 = float[20][4];
 
 template <int pending> DEVICE void warpgroup_wait(Sums160&, int line = __builtin_LINE()) {
     host::meet("", 1, "warpgroup_wait", line);

@@ -287,12 +287,12 @@ impl Call<'_> {
         let rest = [self.scale.into(), activation.into(), splits.into()];
         let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
 
-        let (verb, phases) = match self.direction {
-            Direction::Forward => ("forward", 1),
-            Direction::Gradient => ("gradient", stride * stride),
+        let verb = match self.direction {
+            Direction::Forward => "forward",
+            Direction::Gradient => "gradient",
         };
         let name = format!("{}_{verb}_{}{}", tile.prefix, type_name(self.dtype), tile.suffix);
-        let grid = [self.blocks(tile), 1, phases * splits];
+        let grid = [self.blocks(tile), 1, self.phases() * splits];
         let shared_bytes = tile.shared_bytes[self.direction as usize];
         gpu.launch(&Launch { name, grid, threads: tile.threads, shared_bytes }, &arguments)?;
         if splits > 1 {
@@ -320,17 +320,11 @@ impl Call<'_> {
         rows.div_ceil(tile.rows) * n.div_ceil(tile.columns)
     }
 
-    /// The kernel, and into how many parts it splits the depth: what takes the fewest clocks by the estimate in the kernels'
-    /// source, where blocks go in waves over the multiprocessors and the splits' sums through memory.
+    /// The kernel, and into how many parts it splits the depth: what takes the fewest [clocks](Self::clocks).
     fn plan(&self, chip: Chip, in_eights: bool) -> (Tile, usize) {
-        /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
-        const BLOCK: usize = 2000;
-        const SUM: usize = 5000;
-        const BYTES: usize = 1700;
-        let Geometry { images, inputs, kernel, .. } = *self.geometry;
-        let (result, _, n, channels) = self.sides();
-        let forward = self.direction == Direction::Forward;
-        let widths = [channels, inputs, if forward { 8 } else { n }];
+        let Geometry { inputs, .. } = *self.geometry;
+        let (_, _, n, channels) = self.sides();
+        let widths = [channels, inputs, if self.direction == Direction::Forward { 8 } else { n }];
         let in_eights = in_eights && widths.iter().all(|width| width.is_multiple_of(8));
         let tensor_cores = self.dtype != DType::F32 && in_eights;
         let tiles = match (tensor_cores, chip.sm90a) {
@@ -338,44 +332,39 @@ impl Call<'_> {
             (true, false) => &TILES[..3],
             (false, _) => &[PLAIN],
         };
-        let phases = if forward { 1 } else { self.geometry.stride * self.geometry.stride };
-        let steps = (kernel[0] * kernel[1]).div_ceil(phases) * channels.div_ceil(DEPTH);
-        let results = images * result[0] * result[1] * n;
-        let clocks = |&(tile, splits): &(Tile, usize)| {
-            let waves = (self.blocks(tile) * phases * splits).div_ceil(chip.multiprocessors);
-            let sum = if splits > 1 { SUM + splits * results * 8 / BYTES } else { 0 };
-            waves * (steps.div_ceil(splits) * tile.clocks + BLOCK) + sum
-        };
+        let steps = self.steps();
         let splits = (1..=MAX_SPLITS).filter(|&splits| splits == 1 || steps >= splits * MIN_STEPS);
         let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
-        choices.min_by_key(clocks).unwrap_or((PLAIN, 1))
+        choices.min_by_key(|&choice| self.clocks(chip, choice)).unwrap_or((PLAIN, 1))
+    }
+
+    /// The estimate in the kernels' source: blocks go in waves over the multiprocessors, the splits' sums through memory.
+    fn clocks(&self, chip: Chip, (tile, splits): (Tile, usize)) -> usize {
+        /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
+        const BLOCK: usize = 2000;
+        const SUM: usize = 5000;
+        const BYTES: usize = 1700;
+        let (result, _, n, _) = self.sides();
+        let results = self.geometry.images * result[0] * result[1] * n;
+        let waves = (self.blocks(tile) * self.phases() * splits).div_ceil(chip.multiprocessors);
+        let sum = if splits > 1 { SUM + splits * results * 8 / BYTES } else { 0 };
+        waves * (self.steps().div_ceil(splits) * tile.clocks + BLOCK) + sum
+    }
+
+    /// Of a phase.
+    fn steps(&self) -> usize {
+        let (Geometry { kernel, .. }, (_, _, _, channels)) = (*self.geometry, self.sides());
+        (kernel[0] * kernel[1]).div_ceil(self.phases()) * channels.div_ceil(DEPTH)
+    }
+
+    fn phases(&self) -> usize {
+        match self.direction {
+            Direction::Forward => 1,
+            Direction::Gradient => self.geometry.stride * self.geometry.stride,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_choice_is_that_of_the_kernels_table() {
-        let plan = |sm90a: bool, geometry: &Geometry| {
-            let chip = Chip { sm90a, ..Chip::H100 };
-            let (tile, splits) =
-                Call { direction: Direction::Forward, geometry, dtype: DType::F16, scale: 1.0 }
-                    .plan(chip, true);
-            (tile.prefix, tile.suffix, splits)
-        };
-        let conv = |geometry: Geometry| Geometry { kernel: [3, 3], padding: [1, 1], ..geometry };
-        for (geometry, ampere, hopper) in [
-            (Geometry::linear(4096, 320, 2560), ("_128x128", 1), ("_128x160", 1)),
-            (Geometry::linear(4096, 320, 320), ("_64x160", 1), ("_64x160", 1)),
-            (Geometry::linear(256, 5120, 1280), ("_64x160", 4), ("_64x160", 4)),
-            (conv(Geometry::linear(256, 1280, 1280)), ("_128x128", 6), ("_64x160", 4)),
-            (conv(Geometry::linear(64, 1280, 1280)), ("_64x160", 15), ("_64x160", 15)),
-        ] {
-            assert_eq!(plan(false, &geometry), ("product", ampere.0, ampere.1));
-            assert_eq!(plan(true, &geometry), ("product_sm90a", hopper.0, hopper.1));
-        }
-        assert_eq!(plan(true, &Geometry::linear(4096, 4, 320)), ("product", "", 1));
-    }
-}
+#[path = "product_tests.rs"]
+mod tests;
