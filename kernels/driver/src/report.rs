@@ -62,7 +62,10 @@ impl Report {
         self.last_recording.clear();
         for work in works {
             match work {
-                Work::Allocate(address) => in_use += memory.bytes(*address),
+                Work::Allocate(address) => {
+                    in_use += memory.bytes(*address);
+                    let _ = writeln!(self.last_recording, "(allocation)\t{}", memory.bytes(*address));
+                }
                 Work::Free(address) => in_use -= memory.bytes(*address),
                 Work::Launch(launch) => {
                     let [x, y, z] = launch.grid;

@@ -1,5 +1,7 @@
 //! An NVIDIA card, through candle's device: its stream, its memory.
 
+#[path = "cuda_arena.rs"]
+mod arena;
 #[path = "cuda_device.rs"]
 mod device;
 #[path = "cuda_driver.rs"]

@@ -1,17 +1,19 @@
 //! Opening a card, and recording what is launched on it.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr};
 use candle_core::{CudaDevice, Device, Result};
 
 use super::super::{Chip, SM90A};
+use super::arena;
 use crate::Error;
 
 /// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
@@ -73,29 +75,68 @@ pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {
 /// A graph of launches.
 pub(crate) struct Recorded {
     graph: CudaGraph,
+    /// In which the graph's tensors lie.
+    _block: Arc<Block>,
 }
 
 impl Recorded {
     pub(crate) fn new(device: &CudaDevice, computation: &dyn Fn() -> Result<()>) -> Result<Self> {
         // What candle sends the card for a launch (shapes, strides) is kept from the first time on, and copied there the second.
         let _kept = device.enable_cuda_graph_htod_cache();
-        computation()?;
         let stream: Arc<CudaStream> = device.cuda_stream();
+        let handle = stream.cu_stream().cast();
+        let (done, measured) = arena::within(handle, 0..0, computation);
+        done?;
         stream.synchronize().w()?;
         // A recording has memory of its own.
         return_freed_memory(stream.context())?;
+        let block = Block::of(&stream, measured.most())?;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        let done = computation();
+        let (done, arena) = arena::within(handle, block.addresses(), computation);
         // The capture ends whatever became of the computation.
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).w();
         done?;
-        let nothing =
-            || Error::Launch { kernel: "a recording".into(), reason: "nothing was launched".into() };
-        Ok(Self { graph: graph?.ok_or_else(nothing)? })
+        let failed = |reason| Error::Launch { kernel: "a recording".into(), reason };
+        if arena.in_use() > 0 {
+            return Err(failed(format!("{} bytes that it allocated are still in use", arena.in_use())).into());
+        }
+        let graph = graph?.ok_or_else(|| failed("nothing was launched".into()))?;
+        Ok(Self { graph, _block: block })
     }
 
     pub(crate) fn run(&self) -> Result<()> {
         self.graph.launch().w()
+    }
+}
+
+/// Memory of recordings: they take turns on their stream, and with it.
+struct Block {
+    memory: CudaSlice<u8>,
+    start: u64,
+}
+
+impl Block {
+    /// One of at least so many bytes: another recording's, if it is large enough.
+    fn of(stream: &Arc<CudaStream>, bytes: usize) -> Result<Arc<Self>> {
+        static BLOCKS: Mutex<Vec<Weak<Block>>> = Mutex::new(Vec::new());
+        let mut blocks = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.retain(|block| block.strong_count() > 0);
+        let fits =
+            |block: &Arc<Self>| Arc::ptr_eq(block.memory.stream(), stream) && block.memory.len() >= bytes;
+        if let Some(block) = blocks.iter().filter_map(Weak::upgrade).find(fits) {
+            return Ok(block);
+        }
+        // SAFETY: kernels alone read what it holds, and each tensor in it is written before another reads it.
+        #[allow(unsafe_code)]
+        let memory = unsafe { stream.alloc::<u8>(bytes.max(1)) }.w()?;
+        let start = memory.device_ptr(stream).0;
+        let block = Arc::new(Self { memory, start });
+        blocks.push(Arc::downgrade(&block));
+        Ok(block)
+    }
+
+    fn addresses(&self) -> Range<u64> {
+        self.start..self.start + self.memory.len() as u64
     }
 }

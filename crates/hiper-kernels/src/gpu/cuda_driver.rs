@@ -42,7 +42,19 @@ fn find_functions() -> Result<(), String> {
             }
         }
     }
+    let slots = ["cuMemAllocAsync\0", "cuMemFreeAsync\0"].map(slot_of);
+    let ours = super::arena::instead_of(slots.map(|slot| slot.load(Ordering::Acquire)));
+    for (slot, function) in slots.into_iter().zip(ours) {
+        slot.store(function, Ordering::Release);
+    }
     Ok(())
+}
+
+/// Where a function jumps to.
+fn slot_of(function: &str) -> &'static AtomicPtr<c_void> {
+    let index = FUNCTIONS.iter().position(|other| *other == function).unwrap_or_default();
+    // SAFETY: the slots are as many as the names.
+    unsafe { &hiper_driver[index] }
 }
 
 /// Functions that jump to where their slots say: at first to one that fails with `CUDA_ERROR_NOT_FOUND`.

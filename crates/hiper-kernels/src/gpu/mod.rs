@@ -7,6 +7,8 @@
 // Without a card nobody reads what is launched.
 #![cfg_attr(not(any(test, feature = "cuda", feature = "host-kernels")), allow(dead_code))]
 
+#[cfg(any(test, feature = "cuda"))]
+mod arena;
 mod bridge;
 #[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 mod cuda;
