@@ -19,6 +19,7 @@ struct Moved { float parameter, m, v; };
 
 KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_moment, const float* gradient, float* counts,
        int count, double learning_rate, double beta1, double beta2, double eps, float unscale) {
+    take_turn();
     int subject = blockIdx.x;
     int64_t first = static_cast<int64_t>(subject) * count;
     parameters += first, first_moment += first, second_moment += first, gradient += first, counts += 2 * subject;

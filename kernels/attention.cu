@@ -150,6 +150,7 @@ DEVICE void attention_forward(T* o, float* lse, const T* q, const T* k, const T*
     KERNEL(attention_forward_##T##_d##D, (ForwardShape<D>::WARPS * 32, 2), T* o, float* lse, const T* q, const T* k,     \
            const T* v, int queries, int keys, int o_stride, int q_stride, int k_stride, int v_stride, float scale,    \
            int causal) {                                                                                              \
+        take_turn();                                                                                                  \
         attention_forward<T, D>(o, lse, q, k, v, queries, keys, o_stride, q_stride, k_stride, v_stride, scale, causal); \
     }
 FORWARD(f16, 32)

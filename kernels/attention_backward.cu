@@ -312,12 +312,14 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
     KERNEL(attention_backward_queries_##T##_d##D, (QueriesShape<D>::WARPS * 32), T* d_q, float* delta, const T* d_o,   \
            const T* o, const float* lse, const T* q, const T* k, const T* v, int queries, int keys, int d_q_stride,    \
            int d_o_stride, int o_stride, int q_stride, int k_stride, int v_stride, float scale) {                      \
+        take_turn();                                                                                                   \
         attention_backward_queries<T, D>(d_q, delta, d_o, o, lse, q, k, v, queries, keys, d_q_stride, d_o_stride,      \
                                          o_stride, q_stride, k_stride, v_stride, scale);                               \
     }                                                                                                                  \
     KERNEL(attention_backward_keys_##T##_d##D, (KeysShape<D>::WARPS * 32), T* d_k, T* d_v, const T* d_o,               \
            const float* lse, const float* delta, const T* q, const T* k, const T* v, int queries, int keys,            \
            int d_k_stride, int d_v_stride, int d_o_stride, int q_stride, int k_stride, int v_stride, float scale) {    \
+        take_turn();                                                                                                   \
         attention_backward_keys<T, D, KeysShape<D>>(d_k, d_v, d_o, lse, delta, q, k, v, queries, keys, 0, 1,           \
                                                     d_k_stride, d_v_stride, d_o_stride, q_stride, k_stride, v_stride,  \
                                                     scale);                                                            \
@@ -326,6 +328,7 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
            const float* lse, const float* delta, const T* q, const T* k, const T* v, int queries, int keys, int n,     \
            int splits, int d_k_stride, int d_v_stride, int d_o_stride, int q_stride, int k_stride, int v_stride,       \
            float scale) {                                                                                              \
+        take_turn();                                                                                                   \
         attention_backward_keys<T, D, TailShape<D>>(d_k, d_v, d_o, lse, delta, q, k, v, queries, keys, keys - n,       \
                                                     splits, d_k_stride, d_v_stride, d_o_stride, q_stride, k_stride,    \
                                                     v_stride, scale);                                                  \
@@ -343,6 +346,7 @@ BACKWARD(bf16, 160)
 
 // sums[i] = parts[0][i] + parts[1][i] + … in this order; parts [splits, count]. A thread a number.
 KERNEL(sum_splits_f32, (256), float* sums, const float* parts, int count, int splits) {
+    take_turn();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     float sum = 0.0f;

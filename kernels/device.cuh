@@ -5,7 +5,8 @@
 // PTX, asks for the compiler, or differs between the two.
 //
 // KERNEL(name, (threads, blocks), parameters…) is an entry point: at most `threads` to a block, and registers to hold
-// `blocks` of them on a multiprocessor (may be left out). Shared memory is dynamic, 1024-byte aligned: shared_memory().
+// `blocks` of them on a multiprocessor (may be left out). Its first statement is take_turn(). Shared memory is dynamic, 1024-byte
+// aligned: shared_memory().
 // Every member of a warp takes part in warp functions, in the mma_ and ldmatrix_ functions too.
 #pragma once
 
@@ -23,6 +24,15 @@ using bf16 = __nv_bfloat16;
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define KERNEL(name, bounds, ...) extern "C" __global__ void __launch_bounds__ bounds name(__VA_ARGS__)
+
+// Waits until every launch before is done and what it wrote can be seen; then lets the next come to the card, where it waits in
+// turn. So a launch is on its way while another runs (programmatic dependent launch, Hopper's). On other cards, and of launches
+// that were not asked to come early, there is nothing to wait for.
+DEVICE void take_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];

@@ -43,14 +43,17 @@ DEVICE float same(float x) { return x; }
 
 #define ACTIVATION(T, type, name)                                                                                     \
     KERNEL(name##_##type, (256), T* y, const T* x, int64_t count) {                                                   \
+        take_turn();                                                                                                  \
         map(y, count, [](float x) { return name(x); }, x);                                                            \
     }                                                                                                                 \
     KERNEL(name##_gradient_##type, (256), T* d_x, const T* d_y, const T* x, int64_t count) {                          \
+        take_turn();                                                                                                  \
         map(d_x, count, [](float dy, float x) { return dy * name##_derivative(x); }, d_y, x);                         \
     }
 
 #define CAST(From, from, To, to)                                                                                      \
     KERNEL(cast_##from##_##to, (256), To* result, const From* x, int64_t count) {                                     \
+        take_turn();                                                                                                  \
         map(result, count, same, x);                                                                                  \
     }
 CAST(float, f32, f16, f16)
@@ -62,6 +65,7 @@ CAST(bf16, bf16, f16, f16)
 
 KERNEL(combine_f32, (256), float* sum, const float* x, const float* y, const float* z, int64_t count, float a, float b,
        float c) {
+    take_turn();
     map(sum, count, [=](float x, float y, float z) { return fmaf(a, x, fmaf(b, y, c * z)); }, x, y, z);
 }
 
@@ -180,49 +184,60 @@ struct Transposed {
     ACTIVATION(T, type, gelu)                                                                                         \
     ACTIVATION(T, type, quick_gelu)                                                                                   \
     KERNEL(add_##type, (256), T* sum, const T* a, const T* b, int64_t count) {                                        \
+        take_turn();                                                                                                  \
         map(sum, count, [](float a, float b) { return a + b; }, a, b);                                                \
     }                                                                                                                 \
     KERNEL(guidance_##type, (256), float* combined, const T* unconditional, const T* conditional, int64_t count,      \
            float scale) {                                                                                             \
+        take_turn();                                                                                                  \
         map(combined, count, [=](float u, float c) { return fmaf(scale, c - u, u); }, unconditional, conditional);    \
     }                                                                                                                 \
     KERNEL(geglu_##type, (256), T* y, const T* x, int rows, int width) {                                              \
+        take_turn();                                                                                                  \
         by_width(width, [=](auto n) { geglu<n.value>(y, x, rows, width); });                                          \
     }                                                                                                                 \
     KERNEL(geglu_gradient_##type, (256), T* d_x, const T* d_y, const T* x, int rows, int width) {                     \
+        take_turn();                                                                                                  \
         by_width(width, [=](auto n) { geglu_gradient<n.value>(d_x, d_y, x, rows, width); });                          \
     }                                                                                                                 \
     KERNEL(concat_##type, (256), T* whole, const T* left, const T* right, int rows, int left_width, int right_width) { \
+        take_turn();                                                                                                   \
         by_width(left_width | right_width, [=](auto n) {                                                              \
             concat<n.value>(whole, left, right, rows, left_width, right_width);                                       \
         });                                                                                                           \
     }                                                                                                                 \
     KERNEL(split_##type, (256), T* left, T* right, const T* whole, int rows, int left_width, int right_width) {       \
+        take_turn();                                                                                                  \
         by_width(left_width | right_width, [=](auto n) {                                                              \
             split<n.value>(left, right, whole, rows, left_width, right_width);                                        \
         });                                                                                                           \
     }                                                                                                                 \
     KERNEL(upsample_nearest_##type, (256), T* y, const T* x, int height, int width, int out_height, int out_width,    \
            int channels) {                                                                                            \
+        take_turn();                                                                                                  \
         by_width(channels, [=](auto n) {                                                                              \
             upsample_nearest<n.value>(y, x, height, width, out_height, out_width, channels);                          \
         });                                                                                                           \
     }                                                                                                                 \
     KERNEL(upsample_nearest_gradient_##type, (256), T* d_x, const T* d_y, int height, int width, int out_height,      \
            int out_width, int channels) {                                                                             \
+        take_turn();                                                                                                  \
         by_width(channels, [=](auto n) {                                                                              \
             upsample_nearest_gradient<n.value>(d_x, d_y, height, width, out_height, out_width, channels);             \
         });                                                                                                           \
     }                                                                                                                 \
     KERNEL(embed_tokens_##type, (256), T* embeddings, const T* tokens, const T* positions, const int* ids, int count, \
            int length, int width) {                                                                                   \
+        take_turn();                                                                                                  \
         embed_tokens(embeddings, tokens, positions, ids, count, length, width);                                       \
     }                                                                                                                 \
     KERNEL(channels_last_##type, (256), T* y, const float* x, int pixels, int channels) {                             \
+        take_turn();                                                                                                  \
         Transposed at(pixels, channels);                                                                              \
         if (at.exists) y[at.last] = from_f32<T>(x[at.first]);                                                         \
     }                                                                                                                 \
     KERNEL(channels_first_##type, (256), float* y, const T* x, int pixels, int channels) {                            \
+        take_turn();                                                                                                  \
         Transposed at(pixels, channels);                                                                              \
         if (at.exists) y[at.first] = to_f32(x[at.last]);                                                              \
     }

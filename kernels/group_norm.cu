@@ -277,10 +277,12 @@ template <typename F> DEVICE void specialise(int silu, int channels, F f) {
 
 #define OF_TYPE(T, type)                                                                                              \
     KERNEL(group_norm_partial_##type, (THREADS, 4), float* partial, const T* x, int pixels, int channels, int groups) { \
+        take_turn();                                                                                                    \
         by_width(channels, [=](auto n) { group_norm_partial<n.value>(partial, x, pixels, channels, groups); });       \
     }                                                                                                                 \
     KERNEL(group_norm_##type, (THREADS, 4), T* y, float* statistics, const T* x, const float* partial,                \
            const float* weight, const float* bias, int pixels, int channels, int groups, float eps, int silu) {       \
+        take_turn();                                                                                                  \
         specialise(silu, channels, [=](auto activated, auto n) {                                                      \
             group_norm<n.value, activated.value>(y, statistics, x, partial, weight, bias, pixels, channels, groups, eps); \
         });                                                                                                           \
@@ -288,6 +290,7 @@ template <typename F> DEVICE void specialise(int silu, int channels, F f) {
     KERNEL(group_norm_gradient_partial_##type, (THREADS, 2), float* partial, const T* d_y, const T* x,                \
            const float* statistics, const float* weight, const float* bias, int pixels, int channels, int groups,     \
            int silu) {                                                                                                \
+        take_turn();                                                                                                  \
         specialise(silu, channels, [=](auto activated, auto n) {                                                      \
             group_norm_gradient_partial<n.value, activated.value>(partial, d_y, x, statistics, weight, bias, pixels,  \
                                                                   channels, groups);                                  \
@@ -296,6 +299,7 @@ template <typename F> DEVICE void specialise(int silu, int channels, F f) {
     KERNEL(group_norm_gradient_##type, (THREADS, 2), T* d_x, const T* d_y, const T* x, const T* residual,             \
            const float* statistics, const float* partial, const float* weight, const float* bias, int pixels,         \
            int channels, int groups, int silu) {                                                                      \
+        take_turn();                                                                                                  \
         specialise(silu, channels, [=](auto activated, auto n) {                                                      \
             group_norm_gradient<n.value, activated.value>(d_x, d_y, x, residual, statistics, partial, weight, bias,   \
                                                           pixels, channels, groups);                                  \

@@ -91,10 +91,12 @@ DEVICE void layer_norm_gradient(T* d_x, const T* d_y, const T* x, const T* resid
 #define OF_TYPE(T, type)                                                                                              \
     KERNEL(layer_norm_##type, (256), T* y, const T* x, const float* weight, const float* bias, int rows, int channels, \
            float eps) {                                                                                               \
+        take_turn();                                                                                                  \
         by_width(channels, [=](auto n) { layer_norm<n.value>(y, x, weight, bias, rows, channels, eps); });            \
     }                                                                                                                 \
     KERNEL(layer_norm_gradient_##type, (256), T* d_x, const T* d_y, const T* x, const T* residual,                    \
            const float* weight, int rows, int channels, float eps) {                                                  \
+        take_turn();                                                                                                  \
         by_width(channels, [=](auto n) {                                                                              \
             layer_norm_gradient<n.value>(d_x, d_y, x, residual, weight, rows, channels, eps);                         \
         });                                                                                                           \

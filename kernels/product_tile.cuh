@@ -228,6 +228,7 @@ DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], 
            int channels, int kernel_height, int kernel_width, int stride, int upsample, int top, int left, int c_stride, \
            int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int activation,         \
            int splits) {                                                                                                \
+        take_turn();                                                                                                    \
         Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,             \
                      source_width, channels, kernel_height, kernel_width, stride, upsample, top, left, c_stride,        \
                      a_stride, w_stride, residual_stride, image_bias_stride, scale, activation, splits};                \

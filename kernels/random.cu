@@ -118,6 +118,7 @@ DEVICE void box_muller(float* sixteen, int i) {
 }
 
 KERNEL(draw_f32, (256), float* noise, float* timesteps, uint32_t* generators, int count, int num_train_timesteps) {
+    take_turn();
     int subject = blockIdx.x, whole = count & ~15;
     float* numbers = noise + static_cast<int64_t>(subject) * count;
     uint32_t* state = generators + static_cast<int64_t>(subject) * (WORDS + 1);
@@ -151,6 +152,7 @@ DEVICE Coefficients coefficients(const float* timesteps, const float* alphas_cum
 
 KERNEL(add_noise_f32, (256), float* noisy_latents, const float* latents, const float* noise, const float* timesteps,
        const float* alphas_cumprod, int count) {
+    take_turn();
     int subject = blockIdx.y, place = blockIdx.x * blockDim.x + threadIdx.x;
     if (place >= count) return;
     int64_t i = static_cast<int64_t>(subject) * count + place;
@@ -160,6 +162,7 @@ KERNEL(add_noise_f32, (256), float* noisy_latents, const float* latents, const f
 
 KERNEL(velocity_f32, (256), float* target, const float* latents, const float* noise, const float* timesteps,
        const float* alphas_cumprod, int count) {
+    take_turn();
     int subject = blockIdx.y, place = blockIdx.x * blockDim.x + threadIdx.x;
     if (place >= count) return;
     int64_t i = static_cast<int64_t>(subject) * count + place;

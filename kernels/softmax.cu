@@ -52,9 +52,11 @@ template <typename T> DEVICE void softmax_gradient(T* gradients, const T* weight
 
 #define OF_TYPE(T, type)                                                                                           \
     KERNEL(softmax_##type, (256), T* scores, int columns, float scale, int causal) {                               \
+        take_turn();                                                                                               \
         softmax(scores, columns, scale, causal);                                                                   \
     }                                                                                                              \
     KERNEL(softmax_gradient_##type, (256), T* gradients, const T* weights, int columns, float scale) {             \
+        take_turn();                                                                                               \
         softmax_gradient(gradients, weights, columns, scale);                                                      \
     }
 OF_TYPE(float, f32)

@@ -14,6 +14,7 @@
 
 KERNEL(timestep_embedding_f32, (256), float* embedding, const float* timesteps, int channels, int flip_sin_to_cos,
        float freq_shift) {
+    take_turn();
     int channel = blockIdx.x * blockDim.x + threadIdx.x, half = channels / 2;
     if (channel >= channels) return;
     float value = 0.0f;

@@ -123,6 +123,7 @@ inline void check_alignment(const void* address, size_t bytes, const char* what,
 #define blockDim (::host::place.block_size)
 #define gridDim (::host::place.grid_size)
 
+DEVICE void take_turn() {}
 DEVICE unsigned char* shared_memory() { return host::place.shared; }
 DEVICE void __syncthreads(int line = __builtin_LINE()) { host::block_barrier(line); }
 DEVICE int __syncthreads_or(int predicate, int line = __builtin_LINE()) { return host::block_barrier(line, predicate); }

@@ -79,6 +79,12 @@ fn kernels_are_the_same_for_card_and_cpu() {
                 assert!(!line.contains(forbidden), "{}: {line}", path.display());
             }
         }
+        for entry_point in text.split("KERNEL(").skip(1) {
+            let body = entry_point.split_once(") {").map_or("", |(_, body)| body);
+            let first = body.trim_start_matches([' ', '\\', '\n']);
+            let name = entry_point.split(',').next().unwrap();
+            assert!(first.starts_with("take_turn();"), "{}: {name} does not begin with it", path.display());
+        }
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Report {
     /// The most of both.
     most: usize,
     launches: BTreeMap<String, usize>,
+    /// Of the last recording: those that may begin before the one before them has ended.
+    early: usize,
     last_recording: String,
 }
 
@@ -60,6 +62,7 @@ impl Report {
     pub fn recorded(&mut self, works: &[Work], memory: &Memory) -> [usize; 2] {
         let (mut in_use, mut most) = (0, 0);
         self.last_recording.clear();
+        self.early = 0;
         for work in works {
             match work {
                 Work::Allocate(address) => {
@@ -68,6 +71,7 @@ impl Report {
                 }
                 Work::Free(address) => in_use -= memory.bytes(*address),
                 Work::Launch(launch) => {
+                    self.early += usize::from(launch.early);
                     let [x, y, z] = launch.grid;
                     let numbers = launch.arguments.iter().zip(launch.function.signature.chars());
                     let numbers: Vec<String> =
@@ -101,6 +105,7 @@ impl Report {
         for (name, count) in &self.launches {
             let _ = writeln!(text, "launches of {name}\t{count}");
         }
+        let _ = writeln!(text, "of the last recording's kernels may begin early\t{}", self.early);
         let _ = writeln!(text, "\nthe last recording: kernel, grid, threads, shared bytes, numbers");
         text + &self.last_recording
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::memory::{Memory, Owner};
 use crate::report::Report;
-use crate::work::Work;
+use crate::work::{Function, Work};
 
 /// What a function of the driver returns when it did not do what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,6 +219,22 @@ impl State {
 
     pub fn is_recorded(&self, stream: u64) -> bool {
         self.capture.as_ref().is_some_and(|capture| capture.stream == stream)
+    }
+
+    /// What a stream that is recorded was given last, if anything.
+    pub fn last_recorded(&self, stream: u64) -> Option<Option<&Work>> {
+        let capture = self.capture.as_ref().filter(|capture| capture.stream == stream)?;
+        Some(capture.works.last())
+    }
+
+    /// A launch whose blocks come before the one before has ended: they must wait on the card, and have a kernel to wait for.
+    pub fn check_may_begin_early(&self, stream: u64, function: &Function) -> Result {
+        let why = match self.last_recorded(stream) {
+            _ if function.candles => "does not wait for its turn",
+            None | Some(Some(Work::Launch(_))) => return Ok(()),
+            Some(_) => "follows no kernel",
+        };
+        self.refuse(Status::INVALID_VALUE, &format!("{} may begin early, and {why}", function.name))
     }
 
     /// Does a recording's work once more.

@@ -39,6 +39,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     pub block: [u32; 3],
     pub shared_bytes: u32,
+    /// Whether its blocks may come to the card before the launch before it has ended.
+    pub early: bool,
     /// Each argument's bytes, zeros behind them.
     pub arguments: Vec<u64>,
 }

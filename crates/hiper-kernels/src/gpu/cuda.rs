@@ -6,14 +6,18 @@ mod arena;
 mod device;
 #[path = "cuda_driver.rs"]
 mod driver;
+#[path = "cuda_launch.rs"]
+mod launch;
 
 use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId, WrapErr};
@@ -83,27 +87,18 @@ impl Gpu for Cuda {
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
-        let ([x, y, z], threads, shared_mem_bytes) = launch.sizes()?;
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes };
-        let function = self.kernels.function(launch, shared_mem_bytes)?;
-        let values =
+        let sizes = launch.sizes()?;
+        let function = self.kernels.function(launch, sizes.2)?;
+        let mut values =
             arguments.iter().map(|argument| self.value(launch, argument)).collect::<Result<Vec<_>>>()?;
-        let mut builder = self.stream.launch_builder(&function);
-        for value in &values {
-            match value {
-                Value::Pointer(address) => builder.arg(address),
-                Value::Int(n) => builder.arg(n),
-                Value::Long(n) => builder.arg(n),
-                Value::F32(x) => builder.arg(x),
-                Value::F64(x) => builder.arg(x),
-            };
-        }
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::as_mut_ptr).collect();
+        let early = self.kernels.chip.sm90a;
         // SAFETY: (1) number and types of the arguments are the kernel's: every launch runs in tests on the CPU, which compare
         // them with its signature; (2) the memory is borrowed until now, and freed on the same stream, behind the kernel; (3)
         // that a kernel stays inside its arrays is what those tests look at too.
         #[allow(unsafe_code)]
-        unsafe { builder.launch(config) }.map_err(|error| launch.error(error))?;
-        Ok(())
+        unsafe { launch::on_stream(&self.stream, &function, sizes, &mut pointers, early) }
+            .map_err(|error| launch.error(error))
     }
 
     fn given<'a>(&self, storage: &'a CudaStorage, layout: &Layout) -> Result<Given<'a, Self>> {
@@ -154,6 +149,18 @@ enum Value {
     Long(i64),
     F32(f32),
     F64(f64),
+}
+
+impl Value {
+    fn as_mut_ptr(&mut self) -> *mut c_void {
+        match self {
+            Self::Pointer(address) => ptr::from_mut(address).cast(),
+            Self::Int(n) => ptr::from_mut(n).cast(),
+            Self::Long(n) => ptr::from_mut(n).cast(),
+            Self::F32(x) => ptr::from_mut(x).cast(),
+            Self::F64(x) => ptr::from_mut(x).cast(),
+        }
+    }
 }
 
 impl Cuda {

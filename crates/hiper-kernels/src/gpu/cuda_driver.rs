@@ -117,12 +117,13 @@ driver! {
     cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute
     cuDeviceGetMemPool cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain cuEventCreate cuEventDestroy_v2
     cuEventRecord cuEventSynchronize cuFuncSetAttribute cuGetErrorName cuGetErrorString cuGraphDestroy
-    cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch cuInit cuLaunchKernel cuMemAllocAsync
+    cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch cuGraphNodeGetType cuInit cuLaunchKernel
+    cuLaunchKernelEx cuMemAllocAsync
     cuMemAlloc_v2 cuMemFreeAsync cuMemFreeHost cuMemFree_v2 cuMemGetInfo_v2 cuMemHostAlloc
     cuMemPoolSetAttribute cuMemPoolTrimTo cuMemcpyDtoDAsync_v2 cuMemcpyDtoD_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoH_v2
     cuMemcpyHtoDAsync_v2 cuMemcpyHtoD_v2 cuMemcpyPeerAsync cuMemsetD8Async cuMemsetD8_v2 cuModuleGetFunction
     cuModuleLoad cuModuleLoadData cuModuleUnload cuStreamBeginCapture_v2 cuStreamCreate cuStreamDestroy_v2
-    cuStreamEndCapture cuStreamIsCapturing cuStreamSynchronize cuStreamWaitEvent
+    cuStreamEndCapture cuStreamGetCaptureInfo_v3 cuStreamIsCapturing cuStreamSynchronize cuStreamWaitEvent
 }
 
 // 15 is CUBLAS_STATUS_NOT_SUPPORTED, 101 CURAND_STATUS_NOT_INITIALIZED. The last are candle's kernels for quantised weights.

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use super::{give, with};
-use crate::state::Status;
+use crate::state::{Result, State, Status};
 use crate::work::{self, Function, Launch, Work};
 
 /// What candle's modules are compiled from.
@@ -85,32 +85,79 @@ pub extern "C" fn cuLaunchKernel(
     arguments: *const *const u8,
     _extra: *const c_void,
 ) -> c_uint {
-    with(|state| {
-        let function = unsafe { &*function };
-        if shared_bytes > function.shared_bytes {
-            let why = format!(
-                "{} has {shared_bytes} bytes of shared memory, which nobody asked for",
-                function.name
-            );
-            return state.refuse(Status::INVALID_VALUE, &why);
-        }
-        let sizes = [grid_x, grid_y, grid_z, block_x, block_y, block_z];
-        if sizes.contains(&0) || block_x * block_y * block_z > 1024 || grid_y.max(grid_z) > 65535 {
-            return state.refuse(Status::INVALID_VALUE, &format!("{} on {sizes:?}", function.name));
-        }
-        let arguments = function.signature.chars().enumerate().map(|(i, letter)| {
-            let mut bits = [0; 8];
-            let bytes = work::bytes(letter);
-            unsafe { std::ptr::copy_nonoverlapping(*arguments.add(i), bits.as_mut_ptr(), bytes) };
-            u64::from_ne_bytes(bits)
-        });
-        let launch = Launch {
-            arguments: arguments.collect(),
-            function,
-            grid: [grid_x, grid_y, grid_z],
-            block: [block_x, block_y, block_z],
-            shared_bytes,
-        };
-        state.enqueue(stream, Work::Launch(launch))
-    })
+    let [grid, block] = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
+    let sizes = Sizes { grid, block, shared_bytes, stream, attributes: std::ptr::null(), count: 0 };
+    with(|state| launch(state, unsafe { &*function }, &sizes, arguments))
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub struct Sizes {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: u64,
+    attributes: *const Attribute,
+    count: c_uint,
+}
+
+/// `CUlaunchAttribute`.
+#[repr(C)]
+pub struct Attribute {
+    id: c_uint,
+    pad: [u8; 4],
+    value: [c_int; 16],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuLaunchKernelEx(
+    sizes: *const Sizes,
+    function: *const Function,
+    arguments: *const *const u8,
+    _extra: *const c_void,
+) -> c_uint {
+    with(|state| launch(state, unsafe { &*function }, unsafe { &*sizes }, arguments))
+}
+
+fn attributes_of<'a>(first: *const Attribute, count: c_uint) -> &'a [Attribute] {
+    if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(first, count as usize) } }
+}
+
+fn launch(
+    state: &mut State,
+    function: &'static Function,
+    sizes: &Sizes,
+    arguments: *const *const u8,
+) -> Result {
+    let Sizes { grid, block, shared_bytes, stream, attributes, count } = *sizes;
+    let refuse =
+        |state: &State, why| state.refuse(Status::INVALID_VALUE, &format!("{} {why}", function.name));
+    if shared_bytes > function.shared_bytes {
+        return refuse(state, format!("has {shared_bytes} bytes of shared memory, which nobody asked for"));
+    }
+    if grid.iter().chain(&block).any(|size| *size == 0)
+        || block.iter().product::<u32>() > 1024
+        || grid[1].max(grid[2]) > 65535
+    {
+        return refuse(state, format!("on {grid:?} of {block:?}"));
+    }
+    let early = match attributes_of(attributes, count) {
+        [] => false,
+        [one] if one.id == PROGRAMMATIC_STREAM_SERIALIZATION => one.value[0] == 1,
+        _ => return refuse(state, "has attributes that are not known here".into()),
+    };
+    if early {
+        state.check_may_begin_early(stream, function)?;
+    }
+    let arguments = function.signature.chars().enumerate().map(|(i, letter)| {
+        let mut bits = [0; 8];
+        let bytes = work::bytes(letter);
+        unsafe { std::ptr::copy_nonoverlapping(*arguments.add(i), bits.as_mut_ptr(), bytes) };
+        u64::from_ne_bytes(bits)
+    });
+    let launch = Launch { arguments: arguments.collect(), function, grid, block, shared_bytes, early };
+    state.enqueue(stream, Work::Launch(launch))
 }

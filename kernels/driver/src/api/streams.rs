@@ -3,7 +3,8 @@
 use std::ffi::c_uint;
 
 use super::{give, with};
-use crate::state::State;
+use crate::state::{State, Status};
+use crate::work::Work;
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamCreate(stream: *mut u64, _flags: c_uint) -> c_uint {
@@ -44,6 +45,41 @@ pub extern "C" fn cuStreamEndCapture(stream: u64, graph: *mut u64) -> c_uint {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamIsCapturing(stream: u64, status: *mut c_uint) -> c_uint {
     with(|state| give(status, state.is_recorded(stream).into()))
+}
+
+/// What a recording's nodes are known by: `CU_GRAPH_NODE_TYPE_KERNEL`, or something else.
+static NODES: [[u64; 1]; 2] = [[0x10], [0x20]];
+
+/// `ids`, `graph` and `edges` are not looked at.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamGetCaptureInfo_v3(
+    stream: u64,
+    status: *mut c_uint,
+    _ids: *mut u64,
+    _graph: *mut u64,
+    nodes: *mut *const u64,
+    edges: *mut *const u64,
+    count: *mut usize,
+) -> c_uint {
+    with(|state| {
+        let last = state.last_recorded(stream);
+        give(status, last.is_some().into())?;
+        let Some(last) = last else { return Ok(()) };
+        if edges.is_null() {
+            return state.refuse(Status::INVALID_VALUE, "nodes without what is known of their edges");
+        }
+        give(nodes, NODES[usize::from(!matches!(last, Some(Work::Launch(_))))].as_ptr())?;
+        give(count, last.is_some().into())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphNodeGetType(node: u64, kind: *mut c_uint) -> c_uint {
+    with(|_| match node {
+        0x10 => give(kind, 0),
+        0x20 => give(kind, 1),
+        _ => Err(Status::INVALID_HANDLE),
+    })
 }
 
 #[unsafe(no_mangle)]
