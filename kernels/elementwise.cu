@@ -2,33 +2,25 @@
 //
 // {silu,gelu,quick_gelu}_T            y = act(x); gelu is the exact one
 // {silu,gelu,quick_gelu}_gradient_T   d_x = d_y · act'(x)
-// add_T                               sum = a + b
-// guidance_T                          combined = unconditional + scale · (conditional − unconditional)
-// combine_f32                         sum = a · x + b · y + c · z, a sampler's step
 // cast_T_T                            to the other two types
 // geglu_T                             y = a · gelu(b) where x = [a, b]
 // geglu_gradient_T                    d_x = [d_y · gelu(b), d_y · a · gelu'(b)]
-// concat_T, split_T                   whole = [left, right] along the channels, and back; split does without a part that is null
 // upsample_nearest_T                  y[r, c] = x[⌊r · height / out_height⌋, ⌊c · width / out_width⌋]
 // upsample_nearest_gradient_T         d_x = the sum of d_y over the pixels that read x, by rows
-// embed_tokens_T                      embeddings[t] = tokens[ids[t]] + positions[t mod length]
-// channels_last_T, channels_first_T   [B, channels, pixels] f32 to [B, pixels, channels] T, and back
+// channels_first_T                    [B, pixels, channels] T to [B, channels, pixels] f32
 //
-// Shapes  The first seven take `count` numbers of any shape, combined f32. Rows: geglu x [rows, 2 · width], y [rows, width];
-//         whole [rows, left_width + right_width]. Pictures: x [B, height, width, channels], y [B, out_height, out_width,
-//         channels]. embeddings [count, width], ids [count] i32 below the number of tokens, positions [length, width].
-//         Pointers are 16-byte aligned, except where a row's widths are not multiples of 8: then N below is 1, else 8, and
-//         numbers go one by one. A result may lie where an operand of the same type and shape lies, in the first seven and
-//         geglu_gradient (d_x in x).
+// Shapes  The first three take `count` numbers of any shape. Rows: geglu x [rows, 2 · width], y [rows, width]. Pictures: x [B,
+//         height, width, channels], y [B, out_height, out_width, channels]. Pointers are 16-byte aligned, except where a row's
+//         width is not a multiple of 8: then N below is 1, else 8, and numbers go one by one. A result may lie where an operand of
+//         the same type and shape lies, in the first three and geglu_gradient (d_x in x).
 // Types   f32 within, rounded once.
 // Launch  256 threads, no shared memory. Grid, rounded up:
-//         count / 2048 for the first seven; rows · width / N / 256 for geglu and its gradient; rows · (left_width +
-//         right_width) / N / 256 for concat and split; (out_width · channels / N / 256, out_height, B) for upsample_nearest, with
-//         the sizes of x for its gradient; count · width / 256 for embed_tokens; (pixels · channels / 256, B) for the last two.
+//         count / 2048 for the first three; rows · width / N / 256 for geglu and its gradient; (out_width · channels / N / 256,
+//         out_height, B) for upsample_nearest, with the sizes of x for its gradient; (pixels · channels / 256, B) for the last.
 // Needs   compute capability 8.0. At most 55 registers.
-// Source  GEGLU: Shazeer, arXiv 2002.05202; nearest: torch's interpolate; guidance: Ho, Salimans, arXiv 2207.12598.
-// Time    Bytes over 3 TB/s and a launch of 2 µs. geglu of 4096 × 2560 f16: 31 MB: 11 µs, its gradient 52 MB: 18 µs; the
-//         skip connection of 4096 × (640 + 320), 16 MB: 6 µs; the VAE's 256² to 512² with 256 channels, 168 MB: 56 µs.
+// Source  GEGLU: Shazeer, arXiv 2002.05202; nearest: torch's interpolate.
+// Time    Bytes over 3 TB/s and a launch of 2 µs. geglu of 4096 × 2560 f16: 31 MB: 11 µs, its gradient 52 MB: 18 µs; the VAE's
+//         256² to 512² with 256 channels, 168 MB: 56 µs.
 #include "activation.cuh"
 #include "numbers.cuh"
 
@@ -63,12 +55,6 @@ CAST(f16, f16, bf16, bf16)
 CAST(bf16, bf16, float, f32)
 CAST(bf16, bf16, f16, f16)
 
-KERNEL(combine_f32, (256), float* sum, const float* x, const float* y, const float* z, int64_t count, float a, float b,
-       float c) {
-    take_turn();
-    map(sum, count, [=](float x, float y, float z) { return fmaf(a, x, fmaf(b, y, c * z)); }, x, y, z);
-}
-
 // This thread's N numbers of a matrix, if there are any: thread after thread, row after row.
 struct Place {
     int row, column;
@@ -100,27 +86,6 @@ template <int N, typename T> DEVICE void geglu_gradient(T* d_x, const T* d_y, co
     }
     store_numbers(d_x + start, a);
     store_numbers(d_x + start + width, b);
-}
-
-template <int N, typename T>
-DEVICE void concat(T* whole, const T* left, const T* right, int rows, int left_width, int right_width) {
-    Place place(left_width + right_width, N);
-    if (place.row >= rows) return;
-    whole += static_cast<int64_t>(place.row) * (left_width + right_width) + place.column;
-    if (place.column < left_width) left += static_cast<int64_t>(place.row) * left_width + place.column;
-    else left = right + static_cast<int64_t>(place.row) * right_width + (place.column - left_width);
-    map_numbers<N>(whole, same, left);
-}
-
-template <int N, typename T>
-DEVICE void split(T* left, T* right, const T* whole, int rows, int left_width, int right_width) {
-    Place place(left_width + right_width, N);
-    bool is_left = place.column < left_width;
-    T* part = is_left ? left : right;
-    if (place.row >= rows || part == nullptr) return;
-    whole += static_cast<int64_t>(place.row) * (left_width + right_width) + place.column;
-    part += static_cast<int64_t>(place.row) * (is_left ? left_width : right_width);
-    map_numbers<N>(part + (place.column - (is_left ? 0 : left_width)), same, whole);
 }
 
 // Row `row`, column `column` of a block's picture.
@@ -157,41 +122,19 @@ DEVICE void upsample_nearest_gradient(T* d_x, const T* d_y, int height, int widt
     store_numbers(d_x + pixel(row, column, height, width, channels) + place.column, sum);
 }
 
-template <typename T>
-DEVICE void embed_tokens(T* embeddings, const T* tokens, const T* positions, const int* ids, int count, int length, int width) {
-    Place place(width, 1);
-    if (place.row >= count) return;
-    int64_t token = static_cast<int64_t>(ids[place.row]) * width, position = static_cast<int64_t>(place.row % length) * width;
-    float sum = to_f32(tokens[token + place.column]) + to_f32(positions[position + place.column]);
-    embeddings[static_cast<int64_t>(place.row) * width + place.column] = from_f32<T>(sum);
+// Number after number of x, with the channels last, to where it is with the channels first.
+template <typename T> DEVICE void channels_first(float* y, const T* x, int pixels, int channels) {
+    Place place(channels, 1);
+    int64_t image = static_cast<int64_t>(blockIdx.y) * pixels * channels;
+    if (place.row >= pixels) return;
+    float number = to_f32(x[image + static_cast<int64_t>(place.row) * channels + place.column]);
+    y[image + static_cast<int64_t>(place.column) * pixels + place.row] = number;
 }
-
-// Number `at` of an image with the channels first, for the one that this thread has with the channels last.
-struct Transposed {
-    int64_t last, first;
-    bool exists;
-    DEVICE_MEMBER Transposed(int pixels, int channels) {
-        Place place(channels, 1);
-        int64_t image = static_cast<int64_t>(blockIdx.y) * pixels * channels;
-        exists = place.row < pixels;
-        last = image + static_cast<int64_t>(place.row) * channels + place.column;
-        first = image + static_cast<int64_t>(place.column) * pixels + place.row;
-    }
-};
 
 #define OF_TYPE(T, type)                                                                                              \
     ACTIVATION(T, type, silu)                                                                                         \
     ACTIVATION(T, type, gelu)                                                                                         \
     ACTIVATION(T, type, quick_gelu)                                                                                   \
-    KERNEL(add_##type, (256), T* sum, const T* a, const T* b, int64_t count) {                                        \
-        take_turn();                                                                                                  \
-        map(sum, count, [](float a, float b) { return a + b; }, a, b);                                                \
-    }                                                                                                                 \
-    KERNEL(guidance_##type, (256), float* combined, const T* unconditional, const T* conditional, int64_t count,      \
-           float scale) {                                                                                             \
-        take_turn();                                                                                                  \
-        map(combined, count, [=](float u, float c) { return fmaf(scale, c - u, u); }, unconditional, conditional);    \
-    }                                                                                                                 \
     KERNEL(geglu_##type, (256), T* y, const T* x, int rows, int width) {                                              \
         take_turn();                                                                                                  \
         by_width(width, [=](auto n) { geglu<n.value>(y, x, rows, width); });                                          \
@@ -199,18 +142,6 @@ struct Transposed {
     KERNEL(geglu_gradient_##type, (256), T* d_x, const T* d_y, const T* x, int rows, int width) {                     \
         take_turn();                                                                                                  \
         by_width(width, [=](auto n) { geglu_gradient<n.value>(d_x, d_y, x, rows, width); });                          \
-    }                                                                                                                 \
-    KERNEL(concat_##type, (256), T* whole, const T* left, const T* right, int rows, int left_width, int right_width) { \
-        take_turn();                                                                                                   \
-        by_width(left_width | right_width, [=](auto n) {                                                              \
-            concat<n.value>(whole, left, right, rows, left_width, right_width);                                       \
-        });                                                                                                           \
-    }                                                                                                                 \
-    KERNEL(split_##type, (256), T* left, T* right, const T* whole, int rows, int left_width, int right_width) {       \
-        take_turn();                                                                                                  \
-        by_width(left_width | right_width, [=](auto n) {                                                              \
-            split<n.value>(left, right, whole, rows, left_width, right_width);                                        \
-        });                                                                                                           \
     }                                                                                                                 \
     KERNEL(upsample_nearest_##type, (256), T* y, const T* x, int height, int width, int out_height, int out_width,    \
            int channels) {                                                                                            \
@@ -226,20 +157,9 @@ struct Transposed {
             upsample_nearest_gradient<n.value>(d_x, d_y, height, width, out_height, out_width, channels);             \
         });                                                                                                           \
     }                                                                                                                 \
-    KERNEL(embed_tokens_##type, (256), T* embeddings, const T* tokens, const T* positions, const int* ids, int count, \
-           int length, int width) {                                                                                   \
-        take_turn();                                                                                                  \
-        embed_tokens(embeddings, tokens, positions, ids, count, length, width);                                       \
-    }                                                                                                                 \
-    KERNEL(channels_last_##type, (256), T* y, const float* x, int pixels, int channels) {                             \
-        take_turn();                                                                                                  \
-        Transposed at(pixels, channels);                                                                              \
-        if (at.exists) y[at.last] = from_f32<T>(x[at.first]);                                                         \
-    }                                                                                                                 \
     KERNEL(channels_first_##type, (256), float* y, const T* x, int pixels, int channels) {                            \
         take_turn();                                                                                                  \
-        Transposed at(pixels, channels);                                                                              \
-        if (at.exists) y[at.first] = to_f32(x[at.last]);                                                              \
+        channels_first(y, x, pixels, channels);                                                                       \
     }
 OF_TYPE(float, f32)
 OF_TYPE(f16, f16)

@@ -1,6 +1,6 @@
 // Products with a frozen weight: every linear layer and convolution of the UNet, the VAE and CLIP, and their input gradients.
 //
-// product_forward_{f16,bf16}_{128x128,64x160,64x64}    c = act(scale · gather(a) · wᵀ + bias + image_bias) + residual
+// product_forward_{f16,bf16}_{128x128,64x160,64x64}    c = scale · gather(a) · wᵀ + bias + image_bias + residual
 // product_gradient_{f16,bf16}_{128x128,64x160,64x64}   the same of gather(a) · w: from the output's gradient to the input's
 // product_{forward,gradient}_{f32,f16,bf16}            both without tensor cores: f32, and channels that are no eights
 // product_sum_{f32,f16,bf16}                           adds up splits of the depth, first to last, and finishes as above
@@ -14,13 +14,11 @@
 //             source_width, channels]
 //
 //         Output pixel (y, x) reads input pixels (y · stride + ky − top, x · stride + kx − left), zero outside; what is padded
-//         below and to the right follows from the output's size. With upsample = 2 the input is taken as enlarged, each pixel
-//         to 2 × 2, before the convolution; its gradient is that of the small image. In a gradient, stride or upsample is 1.
-//         At most 64 taps (gradient: times upsample²), at most 16 − upsample + 1 on an axis.
+//         below and to the right follows from the output's size. At most 64 taps, at most 16 on an axis.
 //         c, a, residual: c_stride, a_stride, residual_stride numbers from pixel to pixel, so that each may be some channels of
 //         a wider image. bias [n]; image_bias [images, n], image_bias_stride from one to the next: the embedding of the
-//         timestep. bias, image_bias and residual may be null; residual may be c. activation: 0 none, 1 SiLU, 2 GELU, 3 quick
-//         GELU. Products of activations are linear layers too: q kᵀ is forward with w = k, p v is gradient with w = v.
+//         timestep. bias, image_bias and residual may be null; residual may be c. Products of activations are linear layers
+//         too: q kᵀ is forward with w = k, p v is gradient with w = v.
 // Types   f16, bf16 or f32 in and out, biases too; sums f32, rounded once. No sum depends on the order in which blocks run.
 // Needs   compute capability 8.0. With tensor cores: a, w 16-byte aligned; channels, a_stride, w_stride multiples of 8, in a
 //         gradient n too. Results are written in eights if c, the biases and residual allow it, else one by one.
@@ -33,7 +31,7 @@
 //         none      128      64 × 64             10240                      4                122 / 123
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
-//         upsample² forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
+//         1 forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
 //         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum (40 registers), if there are splits: a thread makes 8
 //         results, images · height · width · ⌈n / 8⌉ threads, 128 to a block; its parameters are the same. partial: splits ·
 //         images · height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; null for 1 split.

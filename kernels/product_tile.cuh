@@ -4,11 +4,9 @@
 // a tap reads the source at a fixed distance from where the pixel's own place is: a product over a phase is a convolution
 // of stride `multiple` with some of the taps. Where nothing is interleaved the only phase is the whole image.
 //
-//                                      step      multiple  taps of an axis
-//     forward, stride s                1         s         all
-//     forward of an image upsampled u  u         1         all
-//     gradient, stride s               s         1         those that hit a pixel of the phase, 1 of s
-//     gradient to before upsampling    1         u         all, for each of u pixels
+//                          step      multiple  taps of an axis
+//     forward, stride s    1         s         all
+//     gradient, stride s   s         1         those that hit a pixel of the phase, 1 of s
 #pragma once
 
 #include "device.cuh"
@@ -21,10 +19,10 @@ template <typename T> struct Product {
     float* partial;
     const T *a, *w, *bias, *image_bias, *residual;
     int images, height, width, n, source_height, source_width, channels;
-    int kernel_height, kernel_width, stride, upsample, top, left;
+    int kernel_height, kernel_width, stride, top, left;
     int c_stride, a_stride, w_stride, residual_stride, image_bias_stride;
     float scale;
-    int activation, splits;
+    int splits;
 
     DEVICE_MEMBER int pixels() const { return images * height * width; }
 };
@@ -33,29 +31,25 @@ template <typename T> struct Product {
 
 // One axis of a phase. A source pixel's number is multiple · (number in the phase) + first + (a tap's distance).
 template <Direction D> struct Axis {
-    int size, source_size, kernel, stride, upsample, padding, phase;
+    int size, source_size, kernel, stride, padding, phase;
     int step, multiple, count, taps, first;
-    int skipped, period;  // gradient: a tap that cannot hit the phase, and how many can
+    int skipped;  // gradient: a tap that cannot hit the phase
 
-    DEVICE_MEMBER Axis(int size, int source_size, int kernel, int stride, int upsample, int padding, int phase)
-        : size(size), source_size(source_size), kernel(kernel), stride(stride), upsample(upsample), padding(padding),
-          phase(phase) {
-        step = D == Direction::Forward ? upsample : stride;
-        multiple = D == Direction::Forward ? stride : upsample;
+    DEVICE_MEMBER Axis(int size, int source_size, int kernel, int stride, int padding, int phase)
+        : size(size), source_size(source_size), kernel(kernel), stride(stride), padding(padding), phase(phase) {
+        step = D == Direction::Forward ? 1 : stride;
+        multiple = D == Direction::Forward ? stride : 1;
         count = (size - phase + step - 1) / step;
         skipped = (phase + padding) % stride;
-        period = kernel > skipped ? (kernel - skipped + stride - 1) / stride : 0;
-        taps = D == Direction::Forward ? kernel : upsample * period;
-        first = taps == 0 ? 0 : offset(D == Direction::Forward ? 0 : period - 1);
+        int hits = kernel > skipped ? (kernel - skipped + stride - 1) / stride : 0;
+        taps = D == Direction::Forward ? kernel : hits;
+        first = taps == 0 ? 0 : offset(D == Direction::Forward ? 0 : hits - 1);
     }
     // Which of the kernel's taps is number i, and the source pixel that it reads for the phase's first.
-    DEVICE_MEMBER int tap(int i) const {
-        return D == Direction::Forward ? i : skipped + stride * (i % period);
-    }
+    DEVICE_MEMBER int tap(int i) const { return D == Direction::Forward ? i : skipped + stride * i; }
     DEVICE_MEMBER int offset(int i) const {
-        if (D == Direction::Gradient) return (phase + i / period + padding - tap(i)) / stride;  // without rest
-        int at = stride * phase + i - padding;
-        return at >= 0 ? at / upsample : -((upsample - 1 - at) / upsample);
+        if (D == Direction::Gradient) return (phase + padding - tap(i)) / stride;  // without rest
+        return i - padding;
     }
     // Bit d: the source has a pixel at distance d for pixel i of the phase.
     DEVICE_MEMBER unsigned existing(int i) const {
@@ -78,11 +72,11 @@ template <typename T, Direction D> struct Gather {
     Axis<D> y, x;
     int rows, taps;
 
-    DEVICE_MEMBER static int phases_of_axis(const Product<T>& p) { return D == Direction::Forward ? p.upsample : p.stride; }
+    DEVICE_MEMBER static int phases_of_axis(const Product<T>& p) { return D == Direction::Forward ? 1 : p.stride; }
     DEVICE_MEMBER Gather(const Product<T>& p, int phase)
         : p(p),
-          y(p.height, p.source_height, p.kernel_height, p.stride, p.upsample, p.top, phase / phases_of_axis(p)),
-          x(p.width, p.source_width, p.kernel_width, p.stride, p.upsample, p.left, phase % phases_of_axis(p)) {
+          y(p.height, p.source_height, p.kernel_height, p.stride, p.top, phase / phases_of_axis(p)),
+          x(p.width, p.source_width, p.kernel_width, p.stride, p.left, phase % phases_of_axis(p)) {
         rows = p.images * y.count * x.count;
         taps = y.taps * x.taps;
     }
@@ -114,18 +108,6 @@ template <typename T, Direction D> struct Gather {
 };
 
 // ---- what becomes of sums ----
-
-enum Activation { NONE, SILU, GELU, QUICK_GELU };
-
-DEVICE void activate(float (&x)[8], int activation) {
-    if (activation == NONE) return;
-    float steepness = activation == QUICK_GELU ? 1.702f : 1.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        if (activation == GELU) x[i] *= 0.5f + 0.5f * erff(x[i] * 0.70710678118654752f);
-        else x[i] = __fdividef(x[i], 1.0f + __expf(-steepness * x[i]));
-    }
-}
 
 // Adds eight neighbours, read at once: 16-byte aligned.
 template <typename T> DEVICE void add_8(float (&to)[8], const T* from) {
@@ -169,7 +151,7 @@ template <typename T> DEVICE bool in_eights(const Product<T>& p) {
 // anything is written, so that a thread waits for memory once.
 template <typename T, int COUNT>
 DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
-    float before[COUNT][8] = {}, after[COUNT][8] = {};  // the activation
+    float added[COUNT][8] = {};
     bool eights = in_eights(p);
     auto add = [&](float (&to)[8], const T* from) {
         if (eights) return add_8(to, from);
@@ -180,23 +162,20 @@ DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, 
     };
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-        if (pixels[i] >= 0 && p.residual != nullptr) {
-            add(after[i], p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column);
-        }
+        if (p.bias != nullptr) add(added[i], p.bias + column);
         if (pixels[i] >= 0 && p.image_bias != nullptr) {
             int64_t image = unsigned(pixels[i]) / unsigned(p.height * p.width);
-            add(before[i], p.image_bias + image * p.image_bias_stride + column);
+            add(added[i], p.image_bias + image * p.image_bias_stride + column);
         }
-        if (p.bias != nullptr) add(before[i], p.bias + column);
+        if (pixels[i] >= 0 && p.residual != nullptr) {
+            add(added[i], p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column);
+        }
     }
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         if (pixels[i] < 0) continue;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, before[i][j]);
-        activate(sums[i], p.activation);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] += after[i][j];
+        for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, added[i][j]);
         T* to = p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column;
         if (eights) {
             store_8(to, sums[i]);
@@ -223,14 +202,13 @@ DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], 
 // ---- entry points ----
 
 #define PRODUCT(name, bounds, T, body)                                                                                 \
-    KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,              \
-           const T* residual, int images, int height, int width, int n, int source_height, int source_width,            \
-           int channels, int kernel_height, int kernel_width, int stride, int upsample, int top, int left, int c_stride, \
-           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int activation,         \
-           int splits) {                                                                                                \
-        take_turn();                                                                                                    \
-        Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,             \
-                     source_width, channels, kernel_height, kernel_width, stride, upsample, top, left, c_stride,        \
-                     a_stride, w_stride, residual_stride, image_bias_stride, scale, activation, splits};                \
-        body;                                                                                                           \
+    KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,             \
+           const T* residual, int images, int height, int width, int n, int source_height, int source_width,           \
+           int channels, int kernel_height, int kernel_width, int stride, int top, int left, int c_stride,             \
+           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int splits) {          \
+        take_turn();                                                                                                   \
+        Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,            \
+                     source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
+                     w_stride, residual_stride, image_bias_stride, scale, splits};                                     \
+        body;                                                                                                          \
     }

@@ -270,7 +270,6 @@ impl Call<'_> {
         let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
         let partial = partial.transpose()?;
         let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
-        let upsample = 1;
         let pointers: [Argument<'_, G>; 7] = [
             to.view.into(),
             partial.as_ref().into(),
@@ -281,10 +280,9 @@ impl Call<'_> {
             added.residual.into(),
         ];
         let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
-        let window = [kernel[0], kernel[1], stride, upsample, padding[0], padding[1]].map(Argument::from);
+        let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);
         let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
-        let activation = 0usize;
-        let rest = [self.scale.into(), activation.into(), splits.into()];
+        let rest = [self.scale.into(), splits.into()];
         let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
 
         let verb = match self.direction {
