@@ -5,8 +5,8 @@
 // PTX, asks for the compiler, or differs between the two.
 //
 // KERNEL(name, (threads, blocks), parameters…) is an entry point: at most `threads` to a block, and registers to hold
-// `blocks` of them on a multiprocessor (may be left out). Its first statement is take_turn(). Shared memory is dynamic, 1024-byte
-// aligned: shared_memory().
+// `blocks` of them on a multiprocessor (may be left out). It calls take_turn() before it touches the card's memory. Shared memory is
+// dynamic, 1024-byte aligned: shared_memory().
 // Every member of a warp takes part in warp functions, in the mma_ and ldmatrix_ functions too.
 #pragma once
 

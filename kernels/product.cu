@@ -25,14 +25,14 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                246 / 248
+//         128x128   128      128 × 128           100352 / 103424            2                246 / 246
 //         64x160    128      64 × 160            87552 / 90624              2                196 / 198
-//         64x64     128      64 × 64             50688 / 53760              4                121 / 125
-//         none      128      64 × 64             10240                      4                122 / 123
+//         64x64     128      64 × 64             50688 / 53760              4                116 / 120
+//         none      128      64 × 64             10240                      4                115 / 114
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
 //         1 forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
-//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum (40 registers), if there are splits: a thread makes 8
+//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum (34 registers), if there are splits: a thread makes 8
 //         results, images · height · width · ⌈n / 8⌉ threads, 128 to a block; its parameters are the same. partial: splits ·
 //         images · height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; null for 1 split.
 //
@@ -123,8 +123,9 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     using Right = Weights<T, D, Shape>;
     constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGES = Shape::STAGES;
     Block<T, D, Shape, Right> block(p);
-    if (block.is_empty()) return;
     block.list();
+    take_turn();
+    if (block.is_empty()) return;
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int warp_row = warp / Shape::WARPS_ACROSS * Shape::WARP_ROWS;
@@ -193,13 +194,13 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
     int tiles_across = (p.n + TILE - 1) / TILE, phase = blockIdx.z / p.splits, split = blockIdx.z % p.splits;
     int first_row = blockIdx.x / tiles_across * TILE, first_column = blockIdx.x % tiles_across * TILE;
     Gather<T, D> gather(p, phase);
-    if (first_row >= gather.rows) return;
-
     Tap* taps = reinterpret_cast<Tap*>(shared_memory());
     Row* rows = reinterpret_cast<Row*>(taps + MAX_TAPS);
     float* left = reinterpret_cast<float*>(rows + TILE);
     float* right = left + DEPTH * PITCH;
     gather.list(taps, rows, first_row, TILE);
+    take_turn();
+    if (first_row >= gather.rows) return;
 
     // A thread gathers one of a step's channels for every eighth row; its weights have the same channel in the forward
     // direction, the same column in the other: neighbours in memory for neighbouring threads.
@@ -265,6 +266,7 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
 
 // Adds the splits of eight results, first to last.
 template <typename T> DEVICE void sum_splits(const Product<T>& p) {
+    take_turn();
     unsigned number = blockIdx.x * blockDim.x + threadIdx.x, across = partial_stride(p.n) / 8;
     int pixels[1] = {static_cast<int>(number / across)};
     if (pixels[0] >= p.pixels()) return;

@@ -6,8 +6,8 @@
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x160   256      128 × 160           186368                1                           130
-//         64x160    128      64 × 160            173568                1                           130
+//         128x160   256      128 × 160           186368                1                           116
+//         64x160    128      64 × 160            173568                1                           118
 //
 //         Nothing is spilled. Grid as product.cu's.
 //
@@ -76,8 +76,9 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     // One step's products are under way while the next one's begin: a stage is free two steps later.
     constexpr int AHEAD = Shape::STAGES - 2;
     Block<T, D, Shape, Right> block(p);
-    if (block.is_empty()) return;
     block.list();
+    take_turn();
+    if (block.is_empty()) return;
     auto load = [&](int step) {
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) block.load(step, part);

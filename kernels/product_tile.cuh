@@ -199,14 +199,13 @@ DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], 
     }
 }
 
-// ---- entry points ----
+// ---- entry points: each calls take_turn() once it knows what it reads ----
 
 #define PRODUCT(name, bounds, T, body)                                                                                 \
     KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,             \
            const T* residual, int images, int height, int width, int n, int source_height, int source_width,           \
            int channels, int kernel_height, int kernel_width, int stride, int top, int left, int c_stride,             \
            int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int splits) {          \
-        take_turn();                                                                                                   \
         Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,            \
                      source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
                      w_stride, residual_stride, image_bias_stride, scale, splits};                                     \

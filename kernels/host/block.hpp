@@ -33,6 +33,7 @@ struct Thread {
     Fiber fiber{run_thread};
     State state;
     int line, predicate;
+    bool turn;  // it has been taken
     unsigned barriers = 0;  // that it reached
     uint3 index;
     unsigned number;

@@ -3,12 +3,14 @@
 #include "warpgroup.cuh"
 
 KERNEL(scale_f32, (256), float* values, float factor, int count) {
+    take_turn();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) values[i] *= factor;
 }
 
 // sums[block] = the sum of a block's values.
 KERNEL(probe_block_sum, (256), float* sums, const float* values) {
+    take_turn();
     float sum = block_sum(values[blockIdx.x * blockDim.x + threadIdx.x], reinterpret_cast<float*>(shared_memory()));
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -41,10 +43,11 @@ template <typename T> DEVICE void product(float* d, const T* a, const T* b, int 
     store_vector(row, float2{sums[0], sums[1]});
     store_vector(row + 64, float2{sums[2], sums[3]});
 }
-KERNEL(probe_product_f16, (32), float* d, const f16* a, const f16* b, int depth) { product(d, a, b, depth); }
-KERNEL(probe_product_bf16, (32), float* d, const bf16* a, const bf16* b, int depth) { product(d, a, b, depth); }
+KERNEL(probe_product_f16, (32), float* d, const f16* a, const f16* b, int depth) { take_turn(); product(d, a, b, depth); }
+KERNEL(probe_product_bf16, (32), float* d, const bf16* a, const bf16* b, int depth) { take_turn(); product(d, a, b, depth); }
 
 KERNEL(probe_round, (32), f16* half, bf16* brain, const float* values, int count) {
+    take_turn();
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         half[i] = from_f32<f16>(values[i]);
         brain[i] = from_f32<bf16>(values[i]);
@@ -53,6 +56,7 @@ KERNEL(probe_round, (32), f16* half, bf16* brain, const float* values, int count
 
 // Reads what the next thread writes, without a barrier between unless `barrier`.
 KERNEL(probe_race, (64), float* values, int barrier) {
+    take_turn();
     float* cells = reinterpret_cast<float*>(shared_memory());
     cells[threadIdx.x] = threadIdx.x;
     if (barrier) __syncthreads();
@@ -60,12 +64,15 @@ KERNEL(probe_race, (64), float* values, int barrier) {
 }
 
 // Every block writes the same.
-KERNEL(probe_blocks_race, (64), float* values) { values[threadIdx.x] = blockIdx.x; }
+KERNEL(probe_blocks_race, (64), float* values) { take_turn(); values[threadIdx.x] = blockIdx.x; }
 
 // What goes wrong: 0 nothing, 1 a thread ends before a barrier, 2 a lane skips a shuffle, 3 an address is not aligned, 4 a write
 // behind shared memory, 5 a copy is read before it has been waited for, 6 a read behind shared memory, 7 a read behind the
-// values, 8 a read of what another lane wrote before a shuffle, which is no barrier.
+// values, 8 a read of what another lane wrote before a shuffle, which is no barrier, 9 a thread that does not take its turn, 10
+// a copy before it.
 KERNEL(probe_error, (64), float* values, int error) {
+    if (error == 10) cp_async_16(shared_memory(), values);
+    if (error != 9 || threadIdx.x != 40) take_turn();
     float* cells = reinterpret_cast<float*>(shared_memory());
     int i = threadIdx.x;
     __syncthreads();
@@ -85,6 +92,7 @@ KERNEL(probe_error, (64), float* values, int error) {
 // warpgroup_begin, 3 something is copied to where a product reads, 4 a thread ends before its products, 5 a warp wants another
 // product, 6 a product reads behind shared memory.
 KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
+    take_turn();
     unsigned char* memory = shared_memory();
     constexpr int LEFT = 64 * 128, ALL = LEFT + 160 * 128;
     for (int i = threadIdx.x * 16; i < ALL; i += 128 * 16) cp_async_16(memory + i, ones);

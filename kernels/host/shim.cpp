@@ -45,6 +45,7 @@ void prepare_threads(bool anew) {
         thread.state = State::Ready;
         thread.number = i;
         thread.barriers = 0;
+        thread.turn = false;
         thread.groups.assign(1, {});
         thread.arrived.clear();
         thread.products = {};
@@ -156,6 +157,7 @@ void run_thread() {
         kernel->invoke(kernel->function, block.launch->arguments);
         finish_copies(0);
         check_products();
+        if (!block.running->turn) fail("a thread ends that has not taken its turn", 0);
         leave(State::Done, 0);
     }
 }
@@ -211,7 +213,10 @@ void warp_barrier(int line) {
     sanitizer::pass(gate);
 }
 
+void take_turn() { block.running->turn = true; }
+
 void queue_copy(void* to, const void* from, bool valid) {
+    if (!block.running->turn) fail("a copy begins before its thread has taken its turn", 0);
     if (valid) sanitizer::reads(from, COPY_BYTES);
     sanitizer::writes(to, COPY_BYTES);
     block.running->groups.back().push_back({to, from, valid});

@@ -103,6 +103,7 @@ void warp_barrier(int line);
 int block_barrier(int line, int predicate = 0);  // whether any thread's predicate holds
 unsigned lane();
 [[noreturn]] void fail(const char* what, int line);
+void take_turn();
 void queue_copy(void* to, const void* from, bool valid);
 void close_copies();
 void finish_copies(int pending);
@@ -123,7 +124,7 @@ inline void check_alignment(const void* address, size_t bytes, const char* what,
 #define blockDim (::host::place.block_size)
 #define gridDim (::host::place.grid_size)
 
-DEVICE void take_turn() {}
+DEVICE void take_turn() { host::take_turn(); }
 DEVICE unsigned char* shared_memory() { return host::place.shared; }
 DEVICE void __syncthreads(int line = __builtin_LINE()) { host::block_barrier(line); }
 DEVICE int __syncthreads_or(int predicate, int line = __builtin_LINE()) { return host::block_barrier(line, predicate); }

@@ -119,6 +119,8 @@ fn errors_are_found() -> Result<(), LaunchError> {
     assert_found(run(2), "lanes of a warp wait");
     assert_found(run(3), "not aligned");
     assert_found(run(4), if SANITIZER == "address" { BY_SANITIZER } else { "outside of its shared memory" });
+    assert_found(run(9), "has not taken its turn");
+    assert_found(run(10), "a copy begins before");
     let neighbours: Vec<f32> = (0..64).map(|i| (i ^ 1) as f32).collect();
     assert_eq!(run(0)?, neighbours);
     // The copy came too late to undo the exchange of neighbours, as it may on a card.
