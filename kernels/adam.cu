@@ -1,12 +1,12 @@
 // Adam for the tails of several subjects.
 //
-// adam_f32
+// adam_{f32,f16,bf16}   by the gradient's type
 //
-// Shapes  parameters, first_moment, second_moment, gradient [subjects, count]; counts [subjects, 2] f32: steps taken, and 1
-//         once the subject has stopped. gradient times unscale is the loss's gradient: the caller divides its loss scale, or
-//         a mean, out here. A subject stops, for good, before the first step whose gradient or moved parameter is not
-//         finite. counts lives in device memory, so that a captured graph goes on counting.
-// Types   f32, constants f64 as torch has them.
+// Shapes  parameters, first_moment, second_moment, gradient [subjects, count]; losses [subjects] f32; counts [subjects, 2] f32: steps
+//         taken, and 1 once the subject has stopped. gradient is scale times that of the loss. A subject stops, for good, before
+//         the first step whose loss, gradient or moved parameter is not finite. counts lives in device memory, so that a captured
+//         graph goes on counting.
+// Types   gradient f16, bf16 or f32, all else f32; constants f64 as torch has them.
 // Launch  grid: subjects; 1024 threads: one block sees a whole tail, so that all of it moves or none. 16 bytes of
 //         shared memory; at most 30 registers.
 // Needs   compute capability 8.0.
@@ -17,9 +17,9 @@
 // What a step makes of one parameter.
 struct Moved { float parameter, m, v; };
 
-KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_moment, const float* gradient, float* counts,
-       int count, double learning_rate, double beta1, double beta2, double eps, float unscale) {
-    take_turn();
+template <typename T>
+DEVICE void adam(float* parameters, float* first_moment, float* second_moment, const T* gradient, const float* losses,
+                 float* counts, int count, double learning_rate, double beta1, double beta2, double eps, float scale) {
     int subject = blockIdx.x;
     int64_t first = static_cast<int64_t>(subject) * count;
     parameters += first, first_moment += first, second_moment += first, gradient += first, counts += 2 * subject;
@@ -31,13 +31,13 @@ KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_m
         corrections[0] = static_cast<float>(learning_rate / (1.0 - pow(beta1, static_cast<double>(steps))));
         corrections[1] = static_cast<float>(sqrt(1.0 - pow(beta2, static_cast<double>(steps))));
     }
-    int stopped = counts[1] != 0.0f;
+    int stopped = counts[1] != 0.0f || !isfinite(losses[subject]);
     __syncthreads();
     float step_size = corrections[0], correction2 = corrections[1];
     float rest1 = static_cast<float>(1.0 - beta1), kept2 = static_cast<float>(beta2);
-    float rest2 = static_cast<float>(1.0 - beta2), added = static_cast<float>(eps);
+    float rest2 = static_cast<float>(1.0 - beta2), unscale = 1.0f / scale, added = static_cast<float>(eps);
     auto moved = [&](int i) {
-        float g = gradient[i] * unscale;
+        float g = to_f32(gradient[i]) * unscale;
         float m = fmaf(g - first_moment[i], rest1, first_moment[i]);
         float v = fmaf(rest2 * g, g, second_moment[i] * kept2);
         return Moved{parameters[i] - step_size * m / (sqrtf(v) / correction2 + added), m, v};
@@ -51,3 +51,15 @@ KERNEL(adam_f32, (1024), float* parameters, float* first_moment, float* second_m
         parameters[i] = now.parameter, first_moment[i] = now.m, second_moment[i] = now.v;
     }
 }
+
+#define OF_TYPE(T, type)                                                                                              \
+    KERNEL(adam_##type, (1024), float* parameters, float* first_moment, float* second_moment, const T* gradient,      \
+           const float* losses, float* counts, int count, double learning_rate, double beta1, double beta2,           \
+           double eps, float scale) {                                                                                 \
+        take_turn();                                                                                                  \
+        adam(parameters, first_moment, second_moment, gradient, losses, counts, count, learning_rate, beta1, beta2,   \
+             eps, scale);                                                                                             \
+    }
+OF_TYPE(float, f32)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)

@@ -6,16 +6,16 @@
 // attention_backward_queries_{f16,bf16}_d{32,40,64,80,160}   dq and δ; comes first
 // attention_backward_keys_{f16,bf16}_d{32,40,64,80,160}      dk and dv of all keys: self-attention
 // attention_backward_tail_{f16,bf16}_d{32,40,64,80,160}      dk and dv of the last n keys in f32: HiPer's tail
-// sum_splits_f32                                          adds up what the tail's blocks found, in a fixed order
+// sum_splits_{f16,bf16}                                   adds up what the tail's blocks found, in a fixed order
 //
 // Each gradient has a block of its own to collect it, so no sum depends on the order in which blocks run: results are
 // the same bits every time. The price is 7 products where 5 with atomic additions would do.
 //
 // Shapes  as in attention.cu; d_o, o, d_q like q; d_k, d_v like k; lse, delta [B, heads, queries] f32. The tail's d_k, d_v are
 //         [splits, B, n, heads · D] f32, of keys keys − n … keys − 1; split i is the sum over its share of the queries, and
-//         sum_splits_f32 makes [B, n, heads · D] of them. With strides of 2 · heads · D and d_v = d_k + heads · D, the two
+//         sum_splits makes [B, n, heads · D] of them. With strides of 2 · heads · D and d_v = d_k + heads · D, the two
 //         lie side by side and are summed at once. No causal mask.
-// Types   f16 or bf16 in and out, the tail's gradients f32; products, sums and statistics f32; p and s are rounded to the
+// Types   f16 or bf16 in and out, the tail's gradients f32 until they are summed; products, sums and statistics f32; p and s are rounded to the
 //         storage type before the second product. The loss is scaled by the caller, so that s does not underflow.
 // Needs   compute capability 8.0.
 //
@@ -37,7 +37,7 @@
 //               tail     32       16               16                 32512                 248 / 245
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
-//         the tail B · splits. sum_splits_f32: a thread a number, 256 threads. One split for each 128 queries fills a card.
+//         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 queries fills a card.
 // Source  FlashAttention-2 (arXiv 2307.08691), algorithm 2, in two kernels where it adds dq atomically.
 //
 // Time    Predicted as in attention.cu, not yet measured; queries has 3 products, keys 4, each its exponentials.
@@ -47,7 +47,7 @@
 //         256 × 256, D 160     0.5 and 0.7 GFLOP; 8 and 16 tiles one after another          8 and 12 µs
 //         4096 × 77, D 40      queries: 0.6 GFLOP, 10.5 MB at 3 TB/s: 3.5 µs                6 µs
 //         its tail of 5        16 of 5 rows' work: 0.17 GFLOP, 5.2 MB; 256 warps, 4 tiles   6 µs
-//         sum_splits_f32       32 splits of 5 · 640: 0.4 MB                                 2.5 µs
+//         sum_splits           32 splits of 5 · 640: 0.4 MB                                 2.5 µs
 //
 //         A step's backward pass has 4, 5 and 5 self-attentions of the three sizes, one of 64 × 64, and 16 over 77 keys, the
 //         first of them without d_q: 1.4 ms. Hopper's own products (wgmma) are not used. Of a whole tile's instructions at D 40,
@@ -345,11 +345,18 @@ BACKWARD(bf16, 80)
 BACKWARD(bf16, 160)
 
 // sums[i] = parts[0][i] + parts[1][i] + … in this order; parts [splits, count]. A thread a number.
-KERNEL(sum_splits_f32, (256), float* sums, const float* parts, int count, int splits) {
-    take_turn();
+template <typename T> DEVICE void sum_splits(T* sums, const float* parts, int count, int splits) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     float sum = 0.0f;
     for (int split = 0; split < splits; ++split) sum += parts[static_cast<int64_t>(split) * count + i];
-    sums[i] = sum;
+    sums[i] = from_f32<T>(sum);
+}
+KERNEL(sum_splits_f16, (256), f16* sums, const float* parts, int count, int splits) {
+    take_turn();
+    sum_splits(sums, parts, count, splits);
+}
+KERNEL(sum_splits_bf16, (256), bf16* sums, const float* parts, int count, int splits) {
+    take_turn();
+    sum_splits(sums, parts, count, splits);
 }

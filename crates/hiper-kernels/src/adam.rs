@@ -4,7 +4,9 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::error::check_shape;
-use crate::gpu::{Argument, Array, Card, Gpu, Launch, View, keep, on_card, with_views};
+use crate::gpu::{
+    Argument, Array, Card, Gpu, Launch, View, check_dtype, keep, on_card, type_name, with_views,
+};
 
 /// Adam's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,12 +35,18 @@ pub struct AdamState {
 }
 
 impl AdamState {
-    /// The state after a step against `gradient [B, n]`. A subject stops, for good, before the first step whose gradient or
-    /// moved parameter is not finite.
+    /// The state after a step against `gradient [B, n]`, of any type, which is `gradient_scale` times that of the `losses [B]`. A
+    /// subject stops, for good, before the first step whose loss, gradient or moved parameter is not finite.
     ///
     /// # Errors
-    /// When shapes disagree, a tensor is not `f32`, or is not on a card: hiper-core has an Adam for the CPU.
-    pub fn step(&self, gradient: &Tensor, constants: &AdamConstants) -> Result<Self> {
+    /// When shapes disagree, another tensor is not `f32`, or one is not on a card: hiper-core has an Adam for the CPU.
+    pub fn step(
+        &self,
+        gradient: &Tensor,
+        losses: &Tensor,
+        gradient_scale: f64,
+        constants: &AdamConstants,
+    ) -> Result<Self> {
         let shape = self.parameters.dims();
         let ok = matches!(shape, &[b, n] if b > 0 && n > 0);
         check_shape(ok, NAME, "parameters", || "[B, n], no size 0".into(), shape)?;
@@ -46,11 +54,13 @@ impl AdamState {
             ("first_moment", &self.first_moment, shape),
             ("second_moment", &self.second_moment, shape),
             ("gradient", gradient, shape),
+            ("losses", losses, &shape[..1]),
             ("counts", &self.counts, &[shape[0], 2]),
         ] {
             check_shape(tensor.dims() == expected, NAME, name, || format!("{expected:?}"), tensor.dims())?;
         }
-        let inputs = [&self.parameters, &self.first_moment, &self.second_moment, gradient, &self.counts];
+        check_dtype(gradient, NAME)?;
+        let inputs = [&self.parameters, &self.first_moment, &self.second_moment, losses, &self.counts];
         if let Some(other) = inputs.iter().find(|tensor| tensor.dtype() != DType::F32) {
             return Err(candle_core::Error::UnsupportedDTypeForOp(other.dtype(), NAME).bt());
         }
@@ -59,7 +69,8 @@ impl AdamState {
             let moved = [&self.parameters, &self.first_moment, &self.second_moment, &self.counts];
             let [parameters, first_moment, second_moment, counts] = moved.map(|tensor| keep(&gpu, tensor));
             let moved = [parameters?, first_moment?, second_moment?, counts?];
-            with_views(&gpu, [gradient], |[gradient]| step(&gpu, &moved, gradient, shape, constants))?;
+            let scale = gradient_scale as f32;
+            with_views(&gpu, [gradient, losses], |views| step(&gpu, &moved, views, scale, shape, constants))?;
             let [parameters, first_moment, second_moment, counts] = moved;
             Ok(Self {
                 parameters: parameters.into_tensor(&gpu, shape)?,
@@ -93,17 +104,19 @@ const NAME: &str = "adam";
 fn step<G: Gpu>(
     gpu: &G,
     [parameters, first_moment, second_moment, counts]: &[Array<G>; 4],
-    gradient: View<'_, G>,
+    [gradient, losses]: [View<'_, G>; 2],
+    gradient_scale: f32,
     shape: &[usize],
     constants: &AdamConstants,
 ) -> Result<()> {
     let AdamConstants { learning_rate, beta1, beta2, eps } = *constants;
-    let launch = Launch { name: "adam_f32".into(), grid: [shape[0], 1, 1], threads: 1024, shared_bytes: 16 };
-    let pointers: [Argument<'_, G>; 5] =
-        [parameters.into(), first_moment.into(), second_moment.into(), gradient.into(), counts.into()];
+    let name = format!("adam_{}", type_name(gradient.dtype));
+    let launch = Launch { name, grid: [shape[0], 1, 1], threads: 1024, shared_bytes: 16 };
+    let state = [parameters, first_moment, second_moment].map(Argument::from);
+    let inputs = [gradient, losses].map(Argument::from);
     let numbers = [learning_rate, beta1, beta2, eps].map(Argument::from);
-    let unscale = Argument::F32(1.0);
-    gpu.launch(&launch, &[&pointers, [shape[1].into()].as_slice(), &numbers, &[unscale]].concat())
+    let counts = [counts.into(), shape[1].into()];
+    gpu.launch(&launch, &[&state, inputs.as_slice(), &counts, &numbers, &[gradient_scale.into()]].concat())
 }
 
 #[cfg(test)]
@@ -112,6 +125,10 @@ mod tests {
     use candle_core::Device;
 
     use crate::gpu::host::on_host;
+
+    fn losses() -> Tensor {
+        Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap()
+    }
 
     fn state() -> AdamState {
         let zeros = || Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
@@ -127,7 +144,7 @@ mod tests {
     fn a_cards_first_step_has_the_learning_rates_length_and_the_second_subject_stops() {
         let gradient = Tensor::new(&[[3f32, -0.5, 0.0], [1.0, f32::NAN, 1.0]], &Device::Cpu).unwrap();
         let (before, kept) = (state(), state());
-        let after = on_host(|| before.step(&gradient, &CONSTANTS)).unwrap();
+        let after = on_host(|| before.step(&gradient, &losses(), 8.0, &CONSTANTS)).unwrap();
         let rows = |tensor: &Tensor| tensor.to_vec2::<f32>().unwrap();
         for (got, expected) in rows(&after.parameters).concat().iter().zip([-0.1, 0.1, 0.0, 0.0, 0.0, 0.0]) {
             assert!((got - expected).abs() < 1e-7, "{got} {expected}");
@@ -141,9 +158,9 @@ mod tests {
     #[test]
     fn what_it_cannot_do_is_refused() {
         let gradient = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-        let on_cpu = state().step(&gradient, &CONSTANTS).unwrap_err().to_string();
+        let on_cpu = state().step(&gradient, &losses(), 1.0, &CONSTANTS).unwrap_err().to_string();
         assert!(on_cpu.contains("CPU"), "{on_cpu}");
         let other = Tensor::zeros((2, 4), DType::F32, &Device::Cpu).unwrap();
-        assert!(on_host(|| state().step(&other, &CONSTANTS)).is_err());
+        assert!(on_host(|| state().step(&other, &losses(), 1.0, &CONSTANTS)).is_err());
     }
 }

@@ -150,9 +150,11 @@ impl Tape {
     /// # Errors
     /// When there are more than three inputs that need a gradient.
     pub fn end(self, result: &Value) -> Result<Tensor> {
+        if !result.is_tracked() {
+            return Ok(result.tensor.clone());
+        }
         let tensors: Vec<Tensor> = self.inputs.iter().map(|(tensor, _)| tensor.clone()).collect();
-        let Some(number) = result.number else { return Ok(result.tensor.clone()) };
-        let whole = Whole { tape: self, result: result.tensor.clone(), number };
+        let whole = Whole { tape: self, result: result.clone() };
         match tensors.as_slice() {
             [a] => a.apply_op3(a, a, whole),
             [a, b] => a.apply_op3(b, b, whole),
@@ -164,10 +166,32 @@ impl Tape {
         }
     }
 
-    /// The gradients of the inputs, of that of a value.
-    fn backward(&self, of: usize, gradient: Tensor) -> Result<Vec<Option<Tensor>>> {
+    /// The gradients of the inputs that need one, in their order, from that of a value: without candle's graph.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor, Var};
+    /// use hiper_kernels::{GroupNorm, Tape};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let ones = Tensor::ones(8, DType::F32, &Device::Cpu)?;
+    /// let norm = GroupNorm::new(&ones, &ones, 4, 1e-5, None)?;
+    /// let x = Var::zeros((1, 2, 2, 8), DType::F32, &Device::Cpu)?;
+    /// let mut tape = Tape::default();
+    /// let input = tape.input(x.as_tensor());
+    /// let y = norm.on(&mut tape, &input)?;
+    /// let gradients = tape.gradients(&y, y.tensor().ones_like()?)?;
+    /// assert_eq!(gradients[0].as_ref().map(Tensor::dims), Some(x.dims()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn gradients(&self, of: &Value, gradient: Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut gradients: Vec<Option<Tensor>> = vec![None; self.values];
-        gradients[of] = Some(gradient);
+        if let Some(number) = of.number {
+            gradients[number] = Some(gradient);
+        }
         for step in self.steps.iter().rev() {
             // Nothing needs a result that has no gradient.
             let Some(gradient) = gradients[step.result].take() else { continue };
@@ -187,8 +211,7 @@ impl Tape {
 /// A network that was computed, as an operator of its inputs: its forward pass has its result.
 struct Whole {
     tape: Tape,
-    result: Tensor,
-    number: usize,
+    result: Value,
 }
 
 impl Whole {
@@ -209,7 +232,7 @@ impl CustomOp3 for Whole {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let result = self.result.force_contiguous()?;
+        let result = self.result.tensor.force_contiguous()?;
         match &*result.storage_and_layout().0 {
             Storage::Cpu(storage) => Ok((storage.clone(), result.shape().clone())),
             _ => Err(Error::Device.into()),
@@ -225,7 +248,7 @@ impl CustomOp3 for Whole {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let result = self.result.force_contiguous()?;
+        let result = self.result.tensor.force_contiguous()?;
         match &*result.storage_and_layout().0 {
             Storage::Cuda(storage) => Ok((storage.try_clone(result.layout())?, result.shape().clone())),
             _ => Err(Error::Device.into()),
@@ -240,7 +263,7 @@ impl CustomOp3 for Whole {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.tape.backward(self.number, gradient.clone())?.into_iter();
+        let mut gradients = self.tape.gradients(&self.result, gradient.clone())?.into_iter();
         let mut next = || gradients.next().flatten();
         Ok((next(), next(), next()))
     }

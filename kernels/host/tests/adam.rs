@@ -2,14 +2,15 @@
 
 mod common;
 
-use common::{Uniform, assert_close, values};
-use host_kernels::{Buffer, Launch, LaunchError};
+use common::{Storage, Uniform, assert_close, values};
+use half::{bf16, f16};
+use host_kernels::{Argument, Buffer, Launch, LaunchError};
 
 const LEARNING_RATE: f64 = 5e-3;
 const BETAS: [f64; 2] = [0.9, 0.999];
 const EPS: f64 = 1e-8;
 /// What the loss was multiplied by.
-const LOSS_SCALE: f32 = 1024.0;
+const LOSS_SCALE: f64 = 1024.0;
 const SUBJECTS: usize = 2;
 const STEPS: usize = 12;
 
@@ -39,8 +40,7 @@ fn tolerance(parameter: f64) -> f64 {
     STEPS as f64 * f64::from(f32::EPSILON) * (parameter.abs() + 8.0 * LEARNING_RATE)
 }
 
-#[test]
-fn moves_as_torch_does_until_a_gradient_is_not_finite() -> Result<(), LaunchError> {
+fn adam<T: Storage>() -> Result<(), LaunchError> {
     for count in [1, 768, 1023, 1024, 1025, 3840] {
         let mut random = Uniform(count as u64);
         let start: Vec<f32> = random.numbers(SUBJECTS * count);
@@ -54,24 +54,30 @@ fn moves_as_torch_does_until_a_gradient_is_not_finite() -> Result<(), LaunchErro
         };
         let mut expected: Vec<Definition> = start.chunks(count).map(new).collect();
         for step in 0..STEPS {
-            let gradients: Vec<f32> = random.numbers(SUBJECTS * count);
-            let mut scaled: Vec<f32> = gradients.iter().map(|g| g * LOSS_SCALE).collect();
-            // The second subject's gradient breaks once, late or early; it is whole again in the next step.
+            let mut scaled: Vec<T> = random.numbers(SUBJECTS * count);
+            let mut losses = [0.5f32; SUBJECTS];
+            // The second subject's gradient or loss breaks once, late or early; both are whole again in the next step.
             let breaks = [3, 8][count % 2];
-            if step == breaks {
-                scaled[count + count / 2] = [f32::INFINITY, f32::NAN][count % 2];
-            }
-            for (subject, gradient) in gradients.chunks(count).enumerate() {
+            for (subject, scaled) in scaled.chunks(count).enumerate() {
                 if subject == 0 || step < breaks {
-                    expected[subject].step(&values(gradient));
+                    let gradient: Vec<f64> = values(scaled).iter().map(|g| g / LOSS_SCALE).collect();
+                    expected[subject].step(&gradient);
                 }
             }
+            match count % 3 {
+                _ if step != breaks => (),
+                0 => losses[1] = f32::NAN,
+                1 => scaled[count + count / 2] = T::round(f64::INFINITY),
+                _ => scaled[count + count / 2] = T::round(f64::NAN),
+            }
             let gradient = Buffer::from_slice(&scaled);
-            let state = [&parameters, &m, &v, &gradient].map(Into::into);
-            let constants = [LEARNING_RATE, BETAS[0], BETAS[1], EPS].map(Into::into);
-            let places = [(&counts).into(), (count as i32).into()];
-            let arguments = [&state, places.as_slice(), &constants, &[(1.0 / LOSS_SCALE).into()]];
-            Launch { name: "adam_f32", grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16 }
+            let losses = Buffer::from_slice(&losses);
+            let state = [&parameters, &m, &v].map(Argument::from);
+            let places = [(&gradient).into(), (&losses).into(), (&counts).into(), (count as i32).into()];
+            let constants = [LEARNING_RATE, BETAS[0], BETAS[1], EPS].map(Argument::from);
+            let arguments = [&state, places.as_slice(), &constants, &[(LOSS_SCALE as f32).into()]];
+            let name = &format!("adam_{}", T::NAME);
+            Launch { name, grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16 }
                 .run(&arguments.concat())?;
         }
         let all: Vec<f64> = expected.iter().flat_map(|subject| subject.parameters.clone()).collect();
@@ -81,4 +87,11 @@ fn moves_as_torch_does_until_a_gradient_is_not_finite() -> Result<(), LaunchErro
         assert_eq!(counts.to_vec(), [12.0, 0.0, [3.0, 8.0][count % 2], 1.0]);
     }
     Ok(())
+}
+
+#[test]
+fn moves_as_torch_does_until_a_loss_or_a_gradient_is_not_finite() -> Result<(), LaunchError> {
+    adam::<f32>()?;
+    adam::<f16>()?;
+    adam::<bf16>()
 }

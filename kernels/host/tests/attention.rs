@@ -281,10 +281,11 @@ fn backward<T: Storage>(head: Head, problem: &Problem, n: usize, splits: usize) 
     let arguments =
         [&[(&parts).into(), parts.at(width)], given.as_slice(), &lengths, &tail, &inputs, &scale].concat();
     problem.launch::<T>("backward_tail", head.tail, n, splits, &arguments)?;
-    let sums = Buffer::<f32>::unwritten(count);
+    let sums = Buffer::<T>::unwritten(count);
     let arguments = [(&sums).into(), (&parts).into(), (count as i32).into(), (splits as i32).into()];
     let grid = [count.div_ceil(256) as u32, 1, 1];
-    Launch { name: "sum_splits_f32", grid, block: [256, 1, 1], shared_bytes: 0 }.run(&arguments)?;
+    let name = &format!("sum_splits_{}", T::NAME);
+    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0 }.run(&arguments)?;
     let sums = values(&sums.to_vec());
 
     let what = format!("{} {problem:?}", T::NAME);

@@ -123,8 +123,7 @@ pub(crate) fn input_gradients<G: Gpu>(
     stored::input_gradients(gpu, shape, saved.qkv, grad_output, [dq, dk, dv], shape.keys)
 }
 
-/// `dq` and the gradient of the last `tail` keys and their values, if it is any: `[B, tail, 2·H·D]`, a row of `dk` beside one of `dv`,
-/// in `f32` or as `q`.
+/// `dq` and the gradient of the last `tail` keys and their values, if it is any: `[B, tail, 2·H·D]`, a row of `dk` beside one of `dv`.
 pub(crate) fn cross_gradients<G: Gpu>(
     gpu: &G,
     shape: &AttentionShape,
@@ -201,7 +200,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
     }
 
     /// The same of the last `tail` keys, few for many queries: blocks go through parts of the queries, and the parts' sums are added
-    /// in a fixed order. `[B, tail, 2·H·D]` in `f32`: a row of `dk` beside one of `dv`.
+    /// in a fixed order. `[B, tail, 2·H·D]`: a row of `dk` beside one of `dv`.
     fn of_tail(&self, delta: View<'_, G>, tail: usize) -> Result<Array<G>> {
         let Self { gpu, ref call, saved: &Saved { qkv: [q, k, v], .. }, log_sum_exp, grad_output } = *self;
         let shape = call.shape;
@@ -215,11 +214,8 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         let strides = [2 * width, 2 * width, width, q.stride, k.stride, v.stride].map(Argument::from);
         let launch = call.launch("backward_tail", call.head.tail, tail, splits);
         gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
-        if splits == 1 {
-            return Ok(parts);
-        }
-        let sums = gpu.alloc(DType::F32, len)?;
-        let (name, threads) = ("sum_splits_f32".into(), 256);
+        let sums = gpu.alloc(call.dtype, len)?;
+        let (name, threads) = (format!("sum_splits_{}", type_name(call.dtype)), 256);
         let launch = Launch { name, grid: [len.div_ceil(threads), 1, 1], threads, shared_bytes: 0 };
         gpu.launch(&launch, &[(&sums).into(), (&parts).into(), len.into(), splits.into()])?;
         Ok(sums)

@@ -7,7 +7,7 @@ use super::{Transformer, TransformerAttention, TransformerBlock};
 use crate::attention::cuda::{self as attention, Saved as SavedScores};
 use crate::attention::{AttentionMask, AttentionShape};
 use crate::gpu::product::Rows;
-use crate::gpu::{Array, Gpu, View, cast};
+use crate::gpu::{Array, Gpu, View};
 use crate::linear::cuda::Joined;
 use crate::{Linear, geglu, group_norm, layer_norm, linear};
 
@@ -297,7 +297,6 @@ impl<G: Gpu> Pass<'_, G> {
         both: Array<G>,
         before: Option<View<'_, G>>,
     ) -> Result<Array<G>> {
-        let both = cast(self.gpu, both, self.context.dtype)?;
         if let Some(layers) = Joined::of(&[&weights.to_k.0, &weights.to_v.0])? {
             return layers.input_gradient(self.gpu, both.view(), before);
         }

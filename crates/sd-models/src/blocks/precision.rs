@@ -9,7 +9,7 @@ pub(crate) struct Precision(pub DType);
 impl Precision {
     /// What gradients are multiplied by on their way through the network. That of a mean over many numbers is so small that
     /// `f16` would lose its digits; `bf16` reaches as far down as `f32`.
-    fn gradient_scale(self) -> f64 {
+    pub(crate) fn gradient_scale(self) -> f64 {
         if self.0 == DType::F16 { 1024.0 } else { 1.0 }
     }
 

@@ -1,7 +1,7 @@
 //! The layers, in the order that latents pass them.
 
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding, Tape};
+use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding, Tape, Value};
 
 use super::UNet2DConditionConfig;
 use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, Pass, UpBlock};
@@ -60,6 +60,17 @@ impl Layers {
 
     /// Of `latents [B, h, w, 4]` and a row of sinusoids for each timestep: `[B, h, w, 4]`.
     pub(super) fn forward(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
+        let (tape, noise_pred) = self.on_tape(latents, sinusoids, context)?;
+        Ok(tape.end(&noise_pred)?)
+    }
+
+    /// The same on a tape, whose inputs are the latents and the context's tail.
+    pub(super) fn on_tape(
+        &self,
+        latents: &Tensor,
+        sinusoids: &Tensor,
+        context: &Context,
+    ) -> Result<(Tape, Value)> {
         let temb = &self.time_embedding.forward_activated(sinusoids)?;
         let mut tape = Tape::default();
         let (latents, tail) = (tape.input(latents), tape.input(context.tail()));
@@ -75,6 +86,6 @@ impl Layers {
         let mut tape = pass.tape;
         h = self.conv_norm_out.on(&mut tape, &h)?;
         h = self.conv_out.on(&mut tape, &h)?;
-        Ok(tape.end(&h)?)
+        Ok((tape, h))
     }
 }

@@ -169,11 +169,14 @@ impl UNet2DConditionModel {
 
     /// The prediction, of checked arguments.
     fn forward_at(&self, latents: &Tensor, sinusoids: &Tensor, context: &Context) -> Result<Tensor> {
-        let latents =
-            if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() };
-        let latents = self.precision.enter(&latents)?.permute((0, 2, 3, 1))?;
+        let latents = self.precision.enter(&self.centred(latents)?)?.permute((0, 2, 3, 1))?;
         let noise_pred = self.precision.leave(&self.layers()?.forward(&latents, sinusoids, context)?)?;
         Ok(noise_pred.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+
+    /// What the first convolution takes of latents.
+    fn centred(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(if self.config.center_input_sample { ((latents * 2.0)? - 1.0)? } else { latents.clone() })
     }
 
     fn check(&self, latents: &Tensor, timesteps: &[f64], encoder_hidden_states: &Tensor) -> Result<()> {

@@ -1,7 +1,10 @@
 //! Steps of an optimisation of the end of a text, which a card takes without waiting for the host.
 
 use candle_core::{DType, Tensor, Var};
-use hiper_kernels::{AdamConstants, AdamState, GENERATOR_STATE, Replay, add_noise, draw_noise, velocity};
+use hiper_kernels::{
+    AdamConstants, AdamState, Context, GENERATOR_STATE, MseLoss, Replay, add_noise, draw_noise, mse_loss,
+    velocity,
+};
 
 use super::UNet2DConditionModel;
 use crate::{Error, Result};
@@ -67,7 +70,7 @@ struct Tensors {
     alphas_cumprod: Tensor,
     /// `[B, 625]` of `u32`.
     generators: Tensor,
-    /// `[B, T − n, D]`.
+    /// `[B, T − n, D]`, in the network's type.
     head: Tensor,
     /// `[B, n, D]`.
     tail: Var,
@@ -90,7 +93,7 @@ impl<'a> RecordedOptimisation<'a> {
     ) -> Result<Self> {
         let timesteps = vec![0.0; latents.dims().first().copied().unwrap_or_default()];
         unet.check(latents, &timesteps, &Tensor::cat(&[head, tail], 1)?)?;
-        let tensors = Tensors::new([latents, head, tail], &config.alphas_cumprod)?;
+        let tensors = Tensors::new([latents, head, tail], unet.precision.0, &config.alphas_cumprod)?;
         let (recorded, adam, target) = (tensors.clone(), config.adam, config.target);
         let replay = Replay::new(latents.device(), move || recorded.step(unet, &adam, target))?;
         Ok(Self { tensors, replay, config })
@@ -134,18 +137,18 @@ impl<'a> RecordedOptimisation<'a> {
     }
 }
 
-/// Overwrites a tensor's numbers.
+/// Overwrites a tensor's numbers, in its type.
 fn set(argument: &'static str, to: &Tensor, from: &Tensor) -> Result<()> {
     if from.dims() != to.dims() {
         let (expected, got) = (format!("{:?}", to.dims()), format!("{:?}", from.dims()));
         return Err(Error::Argument { argument, expected, got });
     }
-    Ok(to.slice_set(&from.contiguous()?, 0, 0)?)
+    Ok(to.slice_set(&from.to_dtype(to.dtype())?.contiguous()?, 0, 0)?)
 }
 
 impl Tensors {
     /// Zeros: finite, so that the step that is recorded is too.
-    fn new([latents, head, tail]: [&Tensor; 3], alphas_cumprod: &[f32]) -> Result<Self> {
+    fn new([latents, head, tail]: [&Tensor; 3], dtype: DType, alphas_cumprod: &[f32]) -> Result<Self> {
         let device = latents.device();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
         let (batch, n, width) = tail.dims3()?;
@@ -155,7 +158,7 @@ impl Tensors {
             latents: zeros(latents.dims())?,
             alphas_cumprod: Tensor::new(alphas_cumprod, device)?,
             generators: Tensor::zeros((batch, GENERATOR_STATE), DType::U32, device)?,
-            head: zeros(head.dims())?,
+            head: Tensor::zeros(head.dims(), dtype, device)?,
             adam: AdamState {
                 // The same memory: moving one moves the other.
                 parameters: tail.as_tensor().detach().reshape(&flat)?,
@@ -183,19 +186,17 @@ impl Tensors {
             Target::Noise => noise,
             Target::Velocity => velocity(latents, &noise, timesteps, alphas_cumprod)?,
         };
-        let context = unet.context(&self.head, self.tail.as_tensor())?;
-        let sinusoids = unet.layers()?.time_embedding.rows_on_card(timesteps)?;
-        let prediction = unet.forward_at(&noisy_latents, &sinusoids, &context)?;
-        let losses = (target - prediction)?.sqr()?.flatten_from(1)?.mean(1)?;
-        let gradients = losses.sum_all()?.backward()?;
-        let Some(gradient) = gradients.get(self.tail.as_tensor()) else {
+        let (dtype, scale) = (unet.precision.0, unet.precision.gradient_scale());
+        let context = Context::of_head_and_tail(&self.head, &self.tail.to_dtype(dtype)?)?;
+        let layers = unet.layers()?;
+        let sinusoids = layers.time_embedding.rows_on_card(timesteps)?;
+        let noisy_latents = unet.centred(&noisy_latents)?.to_dtype(dtype)?.permute((0, 2, 3, 1))?;
+        let (tape, prediction) = layers.on_tape(&noisy_latents, &sinusoids, &context)?;
+        let MseLoss { losses, gradient } = mse_loss(prediction.tensor(), &target, scale)?;
+        let Some(Some(gradient)) = tape.gradients(&prediction, gradient)?.pop() else {
             candle_core::bail!("no gradient reaches the text")
         };
-        let losses = losses.detach();
         self.losses.slice_set(&losses, 0, 0)?;
-        // 0, or NaN where the loss is not finite: Adam stops there, whatever the gradient is.
-        let whole = (&losses * 0.0)?.unsqueeze(1)?;
-        let gradient = gradient.flatten_from(1)?.broadcast_add(&whole)?;
-        self.adam.set(&self.adam.step(&gradient, constants)?)
+        self.adam.set(&self.adam.step(&gradient.flatten_from(1)?, &losses, scale, constants)?)
     }
 }
