@@ -11,8 +11,8 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::cpu::matrix::Matrix;
 use crate::error::{check_shape, wrong_shape};
-use crate::frozen::{self, FrozenFunction};
-use crate::gpu::{Array, Gpu, Kept, View};
+use crate::frozen::{self, FrozenFunction, check_device};
+use crate::gpu::{Array, Card, Gpu, Kept, View, on_card, with_views};
 use crate::weight::Weight;
 
 /// A frozen fully connected layer, `y = x Wᵀ + b`.
@@ -93,6 +93,15 @@ impl Linear {
     /// # }
     /// ```
     pub fn side_by_side<const N: usize>(layers: [(Weight, Option<Tensor>); N]) -> Result<[Self; N]> {
+        let layers = Self::all_side_by_side(layers.into())?;
+        Ok(std::array::from_fn(|i| layers[i].clone()))
+    }
+
+    /// The same of any number.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn all_side_by_side(layers: Vec<(Weight, Option<Tensor>)>) -> Result<Vec<Self>> {
         let mut inputs = layers.iter().map(|(weight, _)| weight.dims().last());
         let same = inputs.next().is_none_or(|first| inputs.all(|other| other == first));
         for (weight, bias) in &layers {
@@ -104,8 +113,7 @@ impl Linear {
             Some(card) => Self::kept(weight, bias.as_ref(), Some(card)),
             None => Self::new(weight, bias.as_ref()),
         });
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        Ok(std::array::from_fn(|i| layers[i].clone()))
+        layers.collect()
     }
 
     /// Applies the layer.
@@ -114,6 +122,48 @@ impl Linear {
     /// When the last dimension of `x` is not `I`, or `x` is not `f32`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         frozen::apply(&self.0, x)
+    }
+
+    /// Applies each of some layers to one input, which gets no gradient. On a card that is one product if they lie
+    /// [side by side](Self::all_side_by_side).
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use hiper_kernels::{Linear, Weight};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let zeros = |shape| Ok::<_, candle_core::Error>(Weight::from(Tensor::zeros(shape, DType::F32, &Device::Cpu)?));
+    /// let layers = Linear::all_side_by_side(vec![(zeros((8, 4))?, None), (zeros((2, 4))?, None)])?;
+    /// let results = Linear::forward_each(&layers, &Tensor::zeros((3, 4), DType::F32, &Device::Cpu)?)?;
+    /// assert_eq!((results[0].dims(), results[1].dims()), (&[3, 8][..], &[3, 2][..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn forward_each(layers: &[Self], x: &Tensor) -> Result<Vec<Tensor>> {
+        let x = x.detach();
+        let (Some(first), Some(card)) = (layers.first(), Card::of(x.device())?) else {
+            return layers.iter().map(|layer| layer.forward(&x)).collect();
+        };
+        let mut shape = first.0.output_shape(x.dims())?;
+        check_device(first.0.as_ref(), &x)?;
+        let functions: Vec<&LinearFunction> = layers.iter().map(|layer| layer.0.as_ref()).collect();
+        on_card!(card, gpu => {
+            let Some(joined) = cuda::Joined::of(&functions)? else {
+                return layers.iter().map(|layer| layer.forward(&x)).collect();
+            };
+            let last = shape.len() - 1;
+            shape[last] = functions.iter().map(|layer| layer.out_features).sum();
+            let all = with_views(&gpu, [&x], |[x]| joined.forward(&gpu, x))?.into_tensor(&gpu, &shape)?;
+            let mut from = 0;
+            let of_each = functions.iter().map(|layer| {
+                from += layer.out_features;
+                all.narrow(last, from - layer.out_features, layer.out_features)
+            });
+            of_each.collect()
+        })
     }
 }
 
@@ -204,6 +254,34 @@ mod tests {
                     |x| reference::linear(&x[0], &w, with_bias.then_some(&b), inputs),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn layers_of_one_input_are_each_its_own_on_a_card() {
+        let weight = |outputs: usize, seed| {
+            let w = Tensor::from_vec(normals(outputs * 16, seed), (outputs, 16), &Device::Cpu).unwrap();
+            let bias = Tensor::from_vec(normals(outputs, seed + 1), outputs, &Device::Cpu).unwrap();
+            (w, bias)
+        };
+        let weights = [weight(8, 1), weight(24, 3), weight(40, 5)];
+        let given = || weights.iter().map(|(w, bias)| (w.clone().into(), Some(bias.clone()))).collect();
+        let x = Tensor::from_vec(normals(3 * 16, 9), (3, 16), &Device::Cpu).unwrap();
+        let results = |layers: &[Linear]| {
+            let all = Linear::forward_each(layers, &x).unwrap();
+            all.iter().map(|y| y.contiguous().unwrap().to_vec2::<f32>().unwrap()).collect::<Vec<_>>()
+        };
+        let expected = results(&Linear::all_side_by_side(given()).unwrap());
+        let apart = |layers: Vec<(Weight, Option<Tensor>)>| {
+            layers.into_iter().map(|(w, bias)| Linear::new(w, bias.as_ref()).unwrap()).collect::<Vec<_>>()
+        };
+        for together in [true, false] {
+            let got = on_host(|| match together {
+                true => results(&Linear::all_side_by_side(given()).unwrap()),
+                false => results(&apart(given())),
+            });
+            let pairs = got.iter().flatten().flatten().zip(expected.iter().flatten().flatten());
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5 * (1.0 + b.abs())), "{together}");
         }
     }
 

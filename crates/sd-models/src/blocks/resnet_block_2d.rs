@@ -1,9 +1,9 @@
 //! diffusers' `ResnetBlock2D`.
 
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Linear, Memory, Padding, ResnetBlock, Tape, Value};
+use hiper_kernels::{Activation, Memory, Padding, ResnetBlock, Tape, Value};
 
-use super::{conv2d, group_norm, linear, pointwise};
+use super::{conv2d, group_norm, pointwise};
 use crate::{Result, Weights};
 
 /// The shape of a residual block.
@@ -11,22 +11,19 @@ use crate::{Result, Weights};
 pub(crate) struct ResnetConfig {
     pub in_channels: usize,
     pub out_channels: usize,
-    /// Width of the time embedding; none in the VAE.
-    pub temb_channels: Option<usize>,
     pub groups: usize,
     pub eps: f64,
 }
 
-/// A residual block and the projection of the time embedding that it adds.
+/// A residual block. What the UNet's have of the timestep, their `time_emb_proj`, is computed for all of them at once.
 pub(crate) struct ResnetBlock2D {
     block: ResnetBlock,
-    time_emb_proj: Option<Linear>,
     memory: Memory,
 }
 
 impl ResnetBlock2D {
     pub(crate) fn load(weights: &Weights, config: ResnetConfig) -> Result<Self> {
-        let ResnetConfig { in_channels, out_channels, temb_channels, groups, eps } = config;
+        let ResnetConfig { in_channels, out_channels, groups, eps } = config;
         let act = Some(Activation::Silu);
         let block = ResnetBlock {
             norm1: group_norm(&weights.pp("norm1"), in_channels, groups, eps, act)?,
@@ -38,10 +35,7 @@ impl ResnetBlock2D {
                 .transpose()?,
             output_scale_factor: 1.0,
         };
-        let time_emb_proj = temb_channels
-            .map(|channels| linear(&weights.pp("time_emb_proj"), channels, out_channels))
-            .transpose()?;
-        Ok(Self { block, time_emb_proj, memory: weights.memory() })
+        Ok(Self { block, memory: weights.memory() })
     }
 
     /// Divides the block's sum, as the UNet's `mid_block_scale_factor` asks.
@@ -55,9 +49,8 @@ impl ResnetBlock2D {
         Ok(self.block.forward(x, None, self.memory)?)
     }
 
-    /// `x [B, H, W, I]`; `temb [B, T]` or `[1, T]`, already activated.
-    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, temb: &Tensor) -> Result<Value> {
-        let time = self.time_emb_proj.as_ref().map(|project| project.forward(temb)).transpose()?;
-        Ok(self.block.on(tape, x, time.as_ref(), self.memory)?)
+    /// `x [B, H, W, I]`; `time [B, O]` or `[1, O]`, its projection of the time embedding.
+    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, time: &Tensor) -> Result<Value> {
+        Ok(self.block.on(tape, x, Some(time), self.memory)?)
     }
 }

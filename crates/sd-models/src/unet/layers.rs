@@ -1,7 +1,7 @@
 //! The layers, in the order that latents pass them.
 
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Padding, Tape, Value};
+use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Linear, Padding, Tape, Value};
 
 use super::UNet2DConditionConfig;
 use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, Pass, UpBlock};
@@ -11,6 +11,8 @@ use crate::{Result, Weights};
 /// All that has weights.
 pub(super) struct Layers {
     pub(super) time_embedding: TimestepEmbedding,
+    /// Of the residual blocks, in the order in which latents pass them.
+    time_emb_projs: Vec<Linear>,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
@@ -35,8 +37,19 @@ impl Layers {
             let skip = channels[at.saturating_sub(1)];
             UpBlock::load(&weights.pp(format!("up_blocks.{i}")), level(at), [previous, skip], at > 0)
         });
+        let mut time_emb_projs = Vec::new();
+        for i in 0..=last {
+            let weights = weights.pp(format!("down_blocks.{i}"));
+            time_emb_projs.extend(level(i).time_emb_projs(&weights, level(i).num_layers)?);
+        }
+        time_emb_projs.extend(level(last).time_emb_projs(&weights.pp("mid_block"), 2)?);
+        for i in 0..=last {
+            let (weights, level) = (weights.pp(format!("up_blocks.{i}")), level(last - i));
+            time_emb_projs.extend(level.time_emb_projs(&weights, level.num_layers + 1)?);
+        }
         let act = Some(Activation::Silu);
         Ok(Self {
+            time_emb_projs: Linear::all_side_by_side(time_emb_projs)?,
             conv_in: conv2d(&weights.pp("conv_in"), config.in_channels, first, 1, Padding::same(1))?,
             time_embedding: TimestepEmbedding::load(
                 &weights.pp("time_embedding"),
@@ -71,11 +84,12 @@ impl Layers {
         sinusoids: &Tensor,
         context: &Context,
     ) -> Result<(Tape, Value)> {
-        let temb = &self.time_embedding.forward_activated(sinusoids)?;
+        let temb = self.time_embedding.forward_activated(sinusoids)?;
+        let time = Linear::forward_each(&self.time_emb_projs, &temb)?.into_iter();
         let mut tape = Tape::default();
         let (latents, tail) = (tape.input(latents), tape.input(context.tail()));
         let mut h = self.conv_in.on(&mut tape, &latents)?;
-        let mut pass = Pass { tape, temb, context, tail, skips: vec![h.clone()] };
+        let mut pass = Pass { tape, time, context, tail, skips: vec![h.clone()] };
         for block in &self.down_blocks {
             h = block.forward(&mut pass, &h)?;
         }

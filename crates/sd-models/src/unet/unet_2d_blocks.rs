@@ -3,7 +3,7 @@
 //! A block with cross-attention and its plain sibling are one type here: the plain one has no transformers.
 
 use candle_core::Tensor;
-use hiper_kernels::{Context, Padding, Tape, Value};
+use hiper_kernels::{Context, Padding, Tape, Value, Weight};
 
 use super::UNet2DConditionConfig;
 use crate::blocks::{
@@ -14,8 +14,8 @@ use crate::{Error, Result, Weights};
 /// What latents meet on their way.
 pub(super) struct Pass<'a> {
     pub tape: Tape,
-    /// `[B, T]` or `[1, T]`, activated.
-    pub temb: &'a Tensor,
+    /// What is still to come of the residual blocks' projections of the time embedding, `[B, O]` or `[1, O]`.
+    pub time: std::vec::IntoIter<Tensor>,
     pub context: &'a Context,
     /// The context's tail, on the tape.
     pub tail: Value,
@@ -25,7 +25,11 @@ pub(super) struct Pass<'a> {
 
 impl Pass<'_> {
     fn resnet(&mut self, resnet: &ResnetBlock2D, x: &Value) -> Result<Value> {
-        resnet.on(&mut self.tape, x, self.temb)
+        let Some(time) = self.time.next() else {
+            let (expected, got) = ("one for each residual block".into(), "fewer".into());
+            return Err(Error::Argument { argument: "time_emb_proj", expected, got });
+        };
+        resnet.on(&mut self.tape, x, &time)
     }
 
     fn attend(&mut self, attention: Option<&Transformer2DModel>, x: Value) -> Result<Value> {
@@ -40,7 +44,7 @@ impl Pass<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct BlockConfig {
     channels: usize,
-    num_layers: usize,
+    pub(super) num_layers: usize,
     down_attention: bool,
     up_attention: bool,
     transformer: Transformer2DConfig,
@@ -76,11 +80,23 @@ impl BlockConfig {
         let config = ResnetConfig {
             in_channels,
             out_channels: self.channels,
-            temb_channels: Some(self.temb_channels),
             groups: self.transformer.groups,
             eps: self.eps,
         };
         ResnetBlock2D::load(&weights.pp(format!("resnets.{index}")), config)
+    }
+
+    /// The weights of the `time_emb_proj` of so many residual blocks.
+    pub(super) fn time_emb_projs(
+        &self,
+        weights: &Weights,
+        count: usize,
+    ) -> Result<Vec<(Weight, Option<Tensor>)>> {
+        let of = |weights: Weights| {
+            let weight = weights.get_matrix("weight", &[self.channels, self.temb_channels])?;
+            Ok((weight, Some(weights.get("bias", &[self.channels])?)))
+        };
+        (0..count).map(|i| of(weights.pp(format!("resnets.{i}.time_emb_proj")))).collect()
     }
 
     fn attentions(&self, weights: &Weights, present: bool, count: usize) -> Result<Vec<Transformer2DModel>> {

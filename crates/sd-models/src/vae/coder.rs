@@ -20,10 +20,7 @@ fn resnet(
     out_channels: usize,
 ) -> Result<ResnetBlock2D> {
     let groups = config.norm_num_groups;
-    ResnetBlock2D::load(
-        weights,
-        ResnetConfig { in_channels, out_channels, temb_channels: None, groups, eps: EPS },
-    )
+    ResnetBlock2D::load(weights, ResnetConfig { in_channels, out_channels, groups, eps: EPS })
 }
 
 /// `[B, H, W, 3]` to moments `[B, h, w, 2·4]`.
