@@ -85,6 +85,8 @@ DEVICE void cp_async_16(void* to_shared, const void* from_global, bool valid = t
                  "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
                  "}" ::"r"(to), "l"(from_global), "r"(bytes), "r"(static_cast<int>(wanted)) : "memory");
 }
+// Has the second-level cache fetch the 128 bytes that an address of the card's memory is in: a hint, whatever is written there yet.
+DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 // Closes a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the latest `pending` groups of this thread have arrived.

@@ -123,7 +123,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     using Right = Weights<T, D, Shape>;
     constexpr int M = Shape::WARP_ROWS / 16, N = Shape::WARP_COLUMNS / 8, STAGES = Shape::STAGES;
     Block<T, D, Shape, Right> block(p);
-    block.list();
+    block.prepare(STAGES - 1);
     take_turn();
     if (block.is_empty()) return;
 
@@ -139,7 +139,6 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         Right::take(b[into], block.right(step), warp_column, k);
     };
 
-    __syncthreads();  // taps and rows are listed
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
 #pragma unroll

@@ -48,7 +48,8 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     Tap* taps;
     Row* rows;
     int copied_row, piece;  // a thread copies one piece of every row that is AT_ONCE rows below its first
-    int count;              // of steps
+    int chunks;             // steps of a tap
+    int first_step, count;  // of all taps'
     int next_tap, next_channel;
     Tap tap{};
 
@@ -58,14 +59,29 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
           gather(p, blockIdx.z / p.splits), stages(reinterpret_cast<T*>(shared_memory())),
           taps(reinterpret_cast<Tap*>(stages + Shape::STAGES * STAGE)), rows(reinterpret_cast<Row*>(taps + MAX_TAPS)),
           copied_row(threadIdx.x / 8), piece(threadIdx.x % 8) {
-        int chunks = (p.channels + DEPTH - 1) / DEPTH, steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
-        int first_step = min(split * share, steps);
+        chunks = (p.channels + DEPTH - 1) / DEPTH;
+        int steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
+        first_step = min(split * share, steps);
         count = min(share, steps - first_step);
         next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
     }
     DEVICE_MEMBER bool is_empty() const { return first_row >= gather.rows; }
-    // Before anything is loaded, and a barrier in between.
-    DEVICE_MEMBER void list() const { gather.list(taps, rows, first_row, ROWS); }
+    // What all steps look up, and the weights of the first steps on their way from memory: before a launch's turn, as weights
+    // and sizes are known by then. Blocks that have the same weights share the lines of 64 numbers among them.
+    DEVICE_MEMBER void prepare(int steps) const {
+        constexpr bool FORWARD = D == Direction::Forward;
+        constexpr int LINE = 64, DOWN = FORWARD ? COLUMNS : DEPTH, ACROSS = ((FORWARD ? DEPTH : COLUMNS) + LINE - 1) / LINE;
+        gather.list(taps, rows, first_row, ROWS);
+        __syncthreads();
+        int sharing = gridDim.x / tiles_across, lines = min(steps, count) * DOWN * ACROSS;
+        for (int i = first_row / ROWS * THREADS + threadIdx.x; i < lines; i += sharing * THREADS) {
+            int step = first_step + i / (DOWN * ACROSS), down = i / ACROSS % DOWN, across = i % ACROSS * LINE;
+            int channel = step % chunks * DEPTH + (FORWARD ? across : down), column = first_column + (FORWARD ? down : across);
+            if (channel >= p.channels || column >= p.n) continue;
+            int row = FORWARD ? column : channel, number = FORWARD ? channel : column;
+            prefetch(p.w + load_vector<Tap>(taps + step / chunks).weight + static_cast<int64_t>(row) * p.w_stride + number);
+        }
+    }
 
     DEVICE_MEMBER T* left(int step) const { return stages + step % Shape::STAGES * STAGE; }
     DEVICE_MEMBER T* right(int step) const { return left(step) + ROWS * DEPTH; }

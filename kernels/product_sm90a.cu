@@ -76,7 +76,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     // One step's products are under way while the next one's begin: a stage is free two steps later.
     constexpr int AHEAD = Shape::STAGES - 2;
     Block<T, D, Shape, Right> block(p);
-    block.list();
+    block.prepare(AHEAD);
     take_turn();
     if (block.is_empty()) return;
     auto load = [&](int step) {
@@ -84,7 +84,6 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         for (int part = 0; part < PARTS; ++part) block.load(step, part);
     };
 
-    __syncthreads();  // taps and rows are listed
 #pragma unroll
     for (int step = 0; step < AHEAD; ++step) load(step);
 

@@ -193,6 +193,7 @@ DEVICE void cp_async_16(void* to, const void* from, bool valid = true, bool want
     host::check_alignment(from, 16, "cp_async_16 reads an address that is not aligned", line);
     host::queue_copy(to, from, valid);
 }
+DEVICE void prefetch(const void*) {}
 DEVICE void cp_async_commit() { host::close_copies(); }
 template <int pending> DEVICE void cp_async_wait() { host::finish_copies(pending); }
 
