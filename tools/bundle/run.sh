@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA card, without Rust: tests on the card, compute-sanitizer where it is installed, the bench.
+# On a machine with an NVIDIA card, without Rust: tests on the card, the bench, compute-sanitizer where it is installed.
 #
-#     ./run.sh [OUT]         leaves report.json, bench.json and what everything said as text in OUT [default: report beside this]
+#     ./run.sh [OUT]         leaves report.json, bench.json, the times of a step's kernels in bench.kernels.tsv, and what everything
+#                            said as text in OUT [default: report beside this]
 #
 # REQUIRE_GPU=1 makes a machine without a card a failure. PEER_PYTHON [default: python3] is a Python with torch, diffusers and
 # transformers; without them the bench has no peers. BENCH_FLAGS are flags of `cargo xtask bench`. `cargo xtask bundle --gpu`
@@ -52,6 +53,8 @@ check operators_without_sm90a env HIPER_SM90A=0 "$programs/operators" card
 check network "$programs/network" --nocapture
 [ -z "$PEER_PYTHON" ] || check operator_errors "$PEER_PYTHON" "$here/tools/fixtures/operators.py" --device cuda
 check steps "$programs/steps" network
+# shellcheck disable=SC2086
+check bench "$programs/xtask" bench --gpu --hiper "$programs/hiper" --out "$out/bench.json" --rounds 2 ${BENCH_FLAGS:-}
 if [ -n "$sanitizer" ]; then
     for tool in memcheck racecheck; do
         check "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "$programs/operators" card --test-threads 1
@@ -59,6 +62,4 @@ if [ -n "$sanitizer" ]; then
 else
     echo 'compute-sanitizer is not installed: memcheck and racecheck are left out'
 fi
-# shellcheck disable=SC2086
-check bench "$programs/xtask" bench --gpu --hiper "$programs/hiper" --out "$out/bench.json" --rounds 2 ${BENCH_FLAGS:-}
 exit "$failed"

@@ -11,6 +11,7 @@ mod console;
 mod demo_model;
 mod error;
 mod interrupt;
+mod kernel_times;
 mod manifest;
 mod model;
 mod output;
@@ -28,6 +29,7 @@ use clap::error::ErrorKind;
 use args::{Cli, LogFormat};
 use console::Console;
 pub use error::{Error, Result};
+use kernel_times::KernelTimes;
 
 #[global_allocator]
 static ALLOCATOR: sd_models::AlignedAllocator = sd_models::AlignedAllocator;
@@ -39,10 +41,12 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let console = Console::new(cli.common.log_format, cli.common.quiet);
+    let kernel_times = KernelTimes::from_environment();
     let done = interrupt::listen()
         .and_then(|()| args::check(&cli.common))
         // On one of the pool's own threads, so that no operator has to wake one and be woken by it.
-        .and_then(|compute| rayon::scope(|_| commands::run(&cli.command, &compute, &console)));
+        .and_then(|compute| rayon::scope(|_| commands::run(&cli.command, &compute, &console)))
+        .and_then(|()| kernel_times.write());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

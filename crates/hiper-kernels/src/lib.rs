@@ -68,7 +68,9 @@ pub use candle_core::Result;
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use error::Error;
 pub use geglu::geglu;
-pub use gpu::{Replay, cuda_device, forgo_sm90a, free_memory, is_card};
+pub use gpu::{
+    KernelTime, Replay, cuda_device, forgo_sm90a, free_memory, is_card, kernel_times, time_kernels,
+};
 #[cfg(feature = "host-kernels")]
 pub use gpu::{host::on_host, test_card::on_test_device};
 pub use group_norm::GroupNorm;

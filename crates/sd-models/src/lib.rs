@@ -33,8 +33,8 @@ mod vae;
 pub use clip_text_model::{ClipTextConfig, ClipTextModel};
 pub use error::{Error, Result};
 pub use hiper_kernels::{
-    AdamConstants, AdamState, AlignedAllocator, Memory, cuda_device, forgo_sm90a, free_memory, is_card,
-    keep_freed_memory,
+    AdamConstants, AdamState, AlignedAllocator, KernelTime, Memory, cuda_device, forgo_sm90a, free_memory,
+    is_card, keep_freed_memory, kernel_times, time_kernels,
 };
 pub use loader::{ModelFiles, Weights};
 pub use stable_diffusion::{SampleConfig, StableDiffusion};

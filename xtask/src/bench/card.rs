@@ -1,6 +1,6 @@
 //! `cargo xtask bench --gpu`: HiPer steps and edits on an NVIDIA card, ours and PyTorch's in turn, in f16.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use hiper_core::HiperFile;
@@ -33,10 +33,18 @@ const SUBJECTS: usize = 8;
 ///
 /// # Errors
 /// When a process of ours fails.
-pub fn measure(lab: &Lab<'_>, asked: bool, save: impl Fn(&Figures) -> Result<()>) -> Result<Figures> {
-    let mut bench = Bench { lab, asked, figures: Figures::default() };
+pub fn measure(
+    lab: &Lab<'_>,
+    asked: bool,
+    report: &Path,
+    save: impl Fn(&Figures) -> Result<()>,
+) -> Result<Figures> {
+    let kernels = report.with_extension("kernels.tsv");
+    let mut bench = Bench { lab, asked, kernels, figures: Figures::default() };
     lab.draw_photo(lab.args.size)?;
-    for measurement in [Bench::step, Bench::long_run, Bench::edit, Bench::together, Bench::agreement] {
+    for measurement in
+        [Bench::step, Bench::long_run, Bench::kernels, Bench::edit, Bench::together, Bench::agreement]
+    {
         measurement(&mut bench)?;
         save(&bench.figures)?;
     }
@@ -46,6 +54,8 @@ pub fn measure(lab: &Lab<'_>, asked: bool, save: impl Fn(&Figures) -> Result<()>
 struct Bench<'a> {
     lab: &'a Lab<'a>,
     asked: bool,
+    /// A table of a step's kernels.
+    kernels: PathBuf,
     figures: Figures,
 }
 
@@ -97,6 +107,20 @@ impl Bench<'_> {
             }
             None => eprintln!("memory of the card is left out: nvidia-smi does not tell it"),
         }
+        self.figures.keep(&what, &outcomes);
+        Ok(())
+    }
+
+    /// Each kernel of a step by itself, and the time of all of them: what a step has beside is its launches.
+    fn kernels(&mut self) -> Result<()> {
+        let what = format!("HiPer step {}²: its kernels one by one", self.lab.args.size);
+        let timed = self.lab.personalize_timed(OURS, self.run(1), &self.kernels);
+        let outcomes = take_turns(&what, &[timed], 1)?;
+        let table =
+            std::fs::read_to_string(&self.kernels).with_context(|| self.kernels.display().to_string())?;
+        let seconds = sum_of_microseconds(&table) * 1e-6;
+        self.add(Row::new(what.clone(), Unit::Seconds, seconds), None, 0.0);
+        eprintln!("wrote {}", self.kernels.display());
         self.figures.keep(&what, &outcomes);
         Ok(())
     }
@@ -161,6 +185,11 @@ fn relative_distance(a: &Path, b: &Path) -> Result<f64> {
     Ok((difference / squares(&mut b.iter().copied())).sqrt())
 }
 
+/// Of a table's first column.
+fn sum_of_microseconds(table: &str) -> f64 {
+    table.lines().filter_map(|line| line.split('\t').next()?.parse::<f64>().ok()).sum()
+}
+
 /// Seconds between the files of pictures: of each but the first.
 fn pictures(events: &[serde_json::Value]) -> Vec<f64> {
     let written = events.iter().filter(|event| event["event"] == "wrote" && event["what"] == "picture");
@@ -186,6 +215,11 @@ mod tests {
         };
         let (a, b) = (write("a", [[3.0, 4.5]]), write("b", [[3.0, 4.0]]));
         assert_eq!(relative_distance(&a, &b).unwrap(), 0.1);
+    }
+
+    #[test]
+    fn the_kernels_of_a_table_are_added_up() {
+        assert_eq!(sum_of_microseconds("microseconds\tlaunches\n10.5\t3\n2.0\t1\n"), 12.5);
     }
 
     #[test]

@@ -94,6 +94,22 @@ impl<'a> Lab<'a> {
         Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
     }
 
+    /// The same, with a table of how long each kernel of a step takes.
+    pub fn personalize_timed(
+        &'a self,
+        name: &'static str,
+        run: Personalize,
+        table: &'a Path,
+    ) -> Contestant<'a> {
+        let untimed = self.personalize(name, run);
+        let command = move || {
+            let mut command = (untimed.command)();
+            command.env("HIPER_KERNEL_TIMES", table);
+            command
+        };
+        Contestant { command: Box::new(command), ..self.personalize(name, run) }
+    }
+
     /// What the last [`Lab::personalize`] on a card, or on the CPU, learned.
     pub fn tail(&self, on_card: bool) -> PathBuf {
         self.folder(on_card).join("hiper.safetensors")

@@ -144,7 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
             .with_context(|| path.display().to_string())
     };
     let figures = if args.gpu {
-        card::measure(&lab, asked, |figures| save(figures, &[]))?
+        card::measure(&lab, asked, &path, |figures| save(figures, &[]))?
     } else {
         let groups = args.groups();
         let operators =

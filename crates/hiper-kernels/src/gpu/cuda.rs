@@ -27,7 +27,7 @@ use half::{bf16, f16};
 use device::chip;
 pub(super) use device::{Recorded, device, free_memory};
 
-use super::{Argument, Array, Chip, Given, Gpu, Launch, View};
+use super::{Argument, Array, Chip, Given, Gpu, Launch, View, times};
 use crate::Error;
 
 mod fatbins {
@@ -96,9 +96,18 @@ impl Gpu for Cuda {
         // SAFETY: (1) number and types of the arguments are the kernel's: every launch runs in tests on the CPU, which compare
         // them with its signature; (2) the memory is borrowed until now, and freed on the same stream, behind the kernel; (3)
         // that a kernel stays inside its arrays is what those tests look at too.
-        #[allow(unsafe_code)]
-        unsafe { launch::on_stream(&self.stream, &function, sizes, &mut pointers, early) }
-            .map_err(|error| launch.error(error))
+        let mut run = || {
+            #[allow(unsafe_code)]
+            unsafe {
+                launch::on_stream(&self.stream, &function, sizes, &mut pointers, early)
+            }
+        };
+        run().map_err(|error| launch.error(error))?;
+        if times::measuring() {
+            let time = launch::time(&self.stream, run).map_err(|error| launch.error(error))?;
+            times::note(&launch.name, launch.grid, time);
+        }
+        Ok(())
     }
 
     fn given<'a>(&self, storage: &'a CudaStorage, layout: &Layout) -> Result<Given<'a, Self>> {

@@ -12,7 +12,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr};
 use candle_core::{CudaDevice, Device, Result};
 
-use super::super::{Chip, SM90A};
+use super::super::{Chip, SM90A, times};
 use super::arena;
 use crate::Error;
 
@@ -85,7 +85,7 @@ impl Recorded {
         let _kept = device.enable_cuda_graph_htod_cache();
         let stream: Arc<CudaStream> = device.cuda_stream();
         let handle = stream.cu_stream().cast();
-        let (done, measured) = arena::within(handle, 0..0, computation);
+        let (done, measured) = arena::within(handle, 0..0, || times::during(computation));
         done?;
         stream.synchronize().w()?;
         // A recording has memory of its own.

@@ -116,6 +116,7 @@ macro_rules! nothing {
 driver! {
     cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute
     cuDeviceGetMemPool cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain cuEventCreate cuEventDestroy_v2
+    cuEventElapsedTime_v2
     cuEventRecord cuEventSynchronize cuFuncSetAttribute cuGetErrorName cuGetErrorString cuGraphDestroy
     cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch cuGraphNodeGetType cuInit cuLaunchKernel
     cuLaunchKernelEx cuMemAllocAsync

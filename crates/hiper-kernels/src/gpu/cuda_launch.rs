@@ -4,8 +4,8 @@ use std::ffi::{c_uint, c_void};
 use std::ptr;
 
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUgraphNodeType, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
-    CUstreamCaptureStatus, cuGraphNodeGetType, cuLaunchKernelEx, cuStreamGetCaptureInfo_v3,
+    CUevent_flags, CUgraphNodeType, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, CUstreamCaptureStatus, cuGraphNodeGetType, cuLaunchKernelEx, cuStreamGetCaptureInfo_v3,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaStream, DriverError};
 
@@ -49,6 +49,19 @@ pub(super) unsafe fn on_stream(
         cuLaunchKernelEx(&raw const config, function.cu_function(), arguments.as_mut_ptr(), ptr::null_mut())
     }
     .result()
+}
+
+/// Microseconds of a launch, of twenty one behind the other.
+pub(super) fn time(
+    stream: &CudaStream,
+    mut launch: impl FnMut() -> Result<(), DriverError>,
+) -> Result<f64, DriverError> {
+    const TIMES: usize = 20;
+    let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+    let begin = event()?;
+    (0..TIMES).try_for_each(|_| launch())?;
+    let milliseconds = begin.elapsed_ms(&event()?)?;
+    Ok(f64::from(milliseconds) * 1e3 / TIMES as f64)
 }
 
 /// Whether a recording's last node is a kernel: nothing else has an end that blocks can wait for on the card. A stream that is not

@@ -18,6 +18,7 @@ pub(crate) mod product;
 mod replay;
 #[cfg(any(test, feature = "host-kernels"))]
 pub(crate) mod test_card;
+mod times;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,6 +35,7 @@ pub(crate) use test_card::{TestCard, test_device};
 
 pub use bridge::is_card;
 pub use replay::Replay;
+pub use times::{KernelTime, kernel_times, time_kernels};
 
 use crate::Error;
 
