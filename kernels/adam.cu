@@ -8,7 +8,7 @@
 //         graph goes on counting.
 // Types   gradient f16, bf16 or f32, all else f32; constants f64 as torch has them.
 // Launch  grid: subjects; 1024 threads: one block sees a whole tail, so that all of it moves or none. 16 bytes of
-//         shared memory; at most 30 registers.
+//         shared memory; at most 32 registers.
 // Needs   compute capability 8.0.
 // Source  Adam (Kingma & Ba, arXiv 1412.6980) in torch.optim.Adam's order of operations, as in hiper-core's adam.rs.
 // Time    5 tokens of 768: 3840 numbers, 7 arrays, 108 KB through one multiprocessor: about 3 µs, launch included.

@@ -6,7 +6,7 @@
 //         pixels · channels numbers. scale keeps gradients in f16's range; whoever uses them divides by it.
 // Types   f32 within; d_prediction is rounded once. A loss is a sum in a fixed order.
 // Launch  grid: B; 1024 threads; 128 bytes of shared memory.
-// Needs   compute capability 8.0. At most 27 registers.
+// Needs   compute capability 8.0. At most 25 registers.
 // Time    4 × 64 × 64: 130 KB through one multiprocessor: about 4 µs. Predicted, not yet measured.
 #include "device.cuh"
 

@@ -54,6 +54,41 @@ impl<T: Storage> Problem<T> {
         }
     }
 
+    /// With a block for a whole group.
+    fn run_whole(&self) -> Result<Results, LaunchError> {
+        let Shape { batch, pixels, channels, groups, .. } = self.shape;
+        let launch = |kernel: &str, pointers: &[Argument<'_>], numbers: &[Argument<'_>]| {
+            let sizes = [pixels, channels, groups].map(|size| Argument::from(size as i32));
+            let name = format!("{kernel}_{}", T::NAME);
+            Launch {
+                name: &name,
+                grid: [1, groups as u32, batch as u32],
+                block: [256, 1, 1],
+                shared_bytes: 192,
+            }
+            .run(&[pointers, &sizes, numbers].concat())
+        };
+        let [x, d_y, residual] =
+            [&self.x, &self.d_y, &self.residual].map(|numbers| Buffer::from_slice(numbers));
+        let [weight, bias] = [&self.weight, &self.bias].map(|numbers| Buffer::from_slice(numbers));
+        let [y, d_x, d_x_alone] = [(); 3].map(|()| Buffer::<T>::unwritten(x.to_vec().len()));
+        let statistics = Buffer::<f32>::unwritten(batch * groups * 2);
+        let silu = Argument::from(i32::from(self.silu));
+        let affine = [Argument::from(&weight), (&bias).into()];
+        let pointers = [(&y).into(), (&statistics).into(), (&x).into(), affine[0], affine[1]];
+        launch("group_norm_whole", &pointers, &[EPS.into(), silu])?;
+        for (d_x, residual) in [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)] {
+            let given = [d_x.into(), (&d_y).into(), (&x).into(), residual, (&statistics).into()];
+            launch("group_norm_whole_gradient", &[&given[..], &affine].concat(), &[silu])?;
+        }
+        Ok(Results {
+            y: values(&y.to_vec()),
+            d_x: values(&d_x.to_vec()),
+            d_x_alone: values(&d_x_alone.to_vec()),
+        })
+    }
+
+    /// With shares of the pixels.
     fn run(&self) -> Result<Results, LaunchError> {
         let Shape { batch, pixels, channels, groups, splits } = self.shape;
         let launch = |kernel: &str, shared_bytes, pointers: &[Argument<'_>], numbers: &[Argument<'_>]| {
@@ -102,8 +137,14 @@ impl<T: Storage> Problem<T> {
     }
 
     fn check(&self) -> Result<(), LaunchError> {
-        let what = format!("{} {:?}, SiLU {}", T::NAME, self.shape, self.silu);
-        let (definition, results) = (self.definition(), self.run()?);
+        self.compare("shares", self.run()?);
+        self.compare("whole", self.run_whole()?);
+        Ok(())
+    }
+
+    fn compare(&self, how: &str, results: Results) {
+        let what = format!("{} {:?}, SiLU {}, {how}", T::NAME, self.shape, self.silu);
+        let definition = self.definition();
         let (x, d_y, residual) = (values(&self.x), values(&self.d_y), values(&self.residual));
         let Expected { y, d_x, inverse, largest_x, normalised } = definition.expected(&x, &d_y);
         let rounded = |value: f64| T::EPSILON / 2.0 * value.abs().max(T::SMALLEST);
@@ -120,7 +161,6 @@ impl<T: Storage> Problem<T> {
         assert_close(&format!("d_x without residual of {what}"), &results.d_x_alone, &d_x, |i| {
             rounded(d_x[i]) + of_gradient(i)
         });
-        Ok(())
     }
 }
 
@@ -258,10 +298,6 @@ fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
     let bits = |results: &Results| -> Vec<u64> {
         [&results.y, &results.d_x, &results.d_x_alone].into_iter().flatten().map(|x| x.to_bits()).collect()
     };
-    let expected = bits(&together.run()?);
-    for seed in 1..4 {
-        assert_eq!(bits(&shuffled(seed, || together.run())?), expected);
-    }
     let image = together.x.len() / 2;
     let half = |numbers: &[f16]| numbers[image..].to_vec();
     let alone = Problem {
@@ -273,7 +309,13 @@ fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
         bias: together.bias.clone(),
         ..together
     };
-    let second: Vec<u64> = expected.chunks(image).skip(1).step_by(2).flatten().copied().collect();
-    assert_eq!(bits(&alone.run()?), second);
+    for run in [Problem::run, Problem::run_whole] {
+        let expected = bits(&run(&together)?);
+        for seed in 1..4 {
+            assert_eq!(bits(&shuffled(seed, || run(&together))?), expected);
+        }
+        let second: Vec<u64> = expected.chunks(image).skip(1).step_by(2).flatten().copied().collect();
+        assert_eq!(bits(&run(&alone)?), second);
+    }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Sums over shares of the pixels, then one pass that writes: `kernels/group_norm.cu`.
+//! Sums over shares of the pixels, then one pass that writes; both at once where a block takes a whole group:
+//! `kernels/group_norm.cu`.
 
 use candle_core::{DType, Result};
 
@@ -15,10 +16,16 @@ const THREADS: usize = 256;
 const SHARE: usize = 1024;
 const MAX_SPLITS: usize = 128;
 
-/// Shared memory of the blocks that write, for sums over a block.
-const SHARED_BYTES: usize = 128;
+/// Numbers of a group that a block takes whole, at most: what it reads again is near then, and one launch is less than two.
+const WHOLE: usize = 20 * 1024;
+/// Channels that a thread reads at once.
+const EIGHT: usize = 8;
 
-/// One launch after the other over the same blocks.
+/// Shared memory of the blocks that write, and of those that have a whole group.
+const SHARED_BYTES: usize = 128;
+const SHARED_BYTES_OF_WHOLE: usize = 192;
+
+/// The blocks of one launch, or of one after the other.
 struct Blocks<'a, G: Gpu> {
     norm: &'a GroupNormFunction,
     affine: &'a Affine<G>,
@@ -46,16 +53,31 @@ impl<'a, G: Gpu> Blocks<'a, G> {
         Ok(Self { norm, affine, dtype: x.dtype, batch, pixels, splits, silu })
     }
 
+    fn depth(&self) -> usize {
+        self.norm.weight.len() / self.norm.num_groups
+    }
+
+    /// Whether a block takes a whole group.
+    fn whole(&self) -> bool {
+        self.depth().is_multiple_of(EIGHT) && self.pixels * self.depth() <= WHOLE
+    }
+
     /// `[B, groups, splits, 2]`.
     fn partial(&self, gpu: &G) -> Result<Array<G>> {
         gpu.alloc(DType::F32, self.batch * self.norm.num_groups * self.splits * 2)
     }
 
     fn launch(&self, kernel: &str) -> Launch {
-        let depth = self.norm.weight.len() / self.norm.num_groups;
-        let shared_bytes = if kernel.ends_with("partial") { 64 * depth.max(THREADS) } else { SHARED_BYTES };
+        let shared_bytes =
+            if kernel.ends_with("partial") { 64 * self.depth().max(THREADS) } else { SHARED_BYTES };
         let grid = [self.splits, self.norm.num_groups.div_ceil(GROUPS), self.batch];
         Launch { shared_bytes, ..Launch::new(format!("{kernel}_{}", type_name(self.dtype)), grid) }
+    }
+
+    fn launch_whole(&self, kernel: &str) -> Launch {
+        let grid = [1, self.norm.num_groups, self.batch];
+        let name = format!("{kernel}_{}", type_name(self.dtype));
+        Launch { shared_bytes: SHARED_BYTES_OF_WHOLE, ..Launch::new(name, grid) }
     }
 
     fn sizes(&self) -> [Argument<'a, G>; 3] {
@@ -71,17 +93,20 @@ pub(crate) fn forward<G: Gpu>(
     batch: usize,
 ) -> Result<(Array<G>, Array<G>)> {
     let blocks = Blocks::new(norm, x, batch)?;
-    let Affine { weight, bias } = blocks.affine;
+    let y = gpu.alloc(x.dtype, x.len)?;
+    let statistics = gpu.alloc(DType::F32, batch * norm.num_groups * 2)?;
+    let pointers: [Argument<'_, G>; 3] = [(&y).into(), (&statistics).into(), x.into()];
+    let affine = [&blocks.affine.weight, &blocks.affine.bias].map(Argument::from);
+    let settings = [norm.eps.into(), blocks.silu.into()];
+    if blocks.whole() {
+        let arguments = [pointers.as_slice(), &affine, &blocks.sizes(), &settings].concat();
+        gpu.launch(&blocks.launch_whole("group_norm_whole"), &arguments)?;
+        return Ok((y, statistics));
+    }
     let partial = blocks.partial(gpu)?;
     let arguments: [Argument<'_, G>; 2] = [(&partial).into(), x.into()];
     gpu.launch(&blocks.launch("group_norm_partial"), &[arguments.as_slice(), &blocks.sizes()].concat())?;
-
-    let y = gpu.alloc(x.dtype, x.len)?;
-    let statistics = gpu.alloc(DType::F32, batch * norm.num_groups * 2)?;
-    let pointers =
-        [(&y).into(), (&statistics).into(), x.into(), (&partial).into(), weight.into(), bias.into()];
-    let settings = [norm.eps.into(), blocks.silu.into()];
-    let arguments = [pointers.as_slice(), &blocks.sizes(), &settings].concat();
+    let arguments = [pointers.as_slice(), &[(&partial).into()], &affine, &blocks.sizes(), &settings].concat();
     gpu.launch(&blocks.launch("group_norm"), &arguments)?;
     Ok((y, statistics))
 }
@@ -96,18 +121,20 @@ pub(crate) fn input_gradient<G: Gpu>(
     residual: Option<View<'_, G>>,
 ) -> Result<Array<G>> {
     let blocks = Blocks::new(norm, x, batch)?;
-    let Affine { weight, bias } = blocks.affine;
+    let affine = [&blocks.affine.weight, &blocks.affine.bias].map(Argument::from);
     let silu = [blocks.silu.into()];
-    let partial = blocks.partial(gpu)?;
-    let pointers =
-        [(&partial).into(), grad_output.into(), x.into(), statistics.into(), weight.into(), bias.into()];
-    let arguments = [pointers.as_slice(), &blocks.sizes(), &silu].concat();
-    gpu.launch(&blocks.launch("group_norm_gradient_partial"), &arguments)?;
-
     let dx = gpu.alloc(x.dtype, x.len)?;
-    let inputs = [(&dx).into(), grad_output.into(), x.into(), residual.into(), statistics.into()];
-    let sums = [(&partial).into(), weight.into(), bias.into()];
-    let arguments = [inputs.as_slice(), &sums, &blocks.sizes(), &silu].concat();
+    let pointers = [(&dx).into(), grad_output.into(), x.into(), residual.into(), statistics.into()];
+    if blocks.whole() {
+        let arguments = [pointers.as_slice(), &affine, &blocks.sizes(), &silu].concat();
+        gpu.launch(&blocks.launch_whole("group_norm_whole_gradient"), &arguments)?;
+        return Ok(dx);
+    }
+    let partial = blocks.partial(gpu)?;
+    let inputs = [(&partial).into(), grad_output.into(), x.into(), statistics.into()];
+    let arguments = [inputs.as_slice(), &affine, &blocks.sizes(), &silu].concat();
+    gpu.launch(&blocks.launch("group_norm_gradient_partial"), &arguments)?;
+    let arguments = [pointers.as_slice(), &[(&partial).into()], &affine, &blocks.sizes(), &silu].concat();
     gpu.launch(&blocks.launch("group_norm_gradient"), &arguments)?;
     Ok(dx)
 }

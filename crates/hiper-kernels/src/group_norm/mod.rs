@@ -152,8 +152,9 @@ mod tests {
 
     #[test]
     fn matches_the_definition_on_a_card() {
+        // Groups that a block takes whole, and others: of ten channels, or too many numbers.
         for (b, h, w, c, groups) in
-            [(1, 2, 3, 6, 3), (2, 9, 8, 64, 32), (1, 33, 40, 20, 2), (2, 5, 3, 320, 32)]
+            [(1, 2, 3, 6, 3), (2, 9, 8, 64, 8), (1, 33, 40, 20, 2), (2, 5, 3, 320, 32), (1, 52, 50, 16, 2)]
         {
             for activation in [None, Some(Activation::Silu)] {
                 let (weight, bias) = (normals(c, 8), normals(c, 9));
