@@ -1,7 +1,7 @@
 //! Memory that a thread asks for and gives back while a stream is recorded: places in an [`Arena`], not nodes of the graph.
 //!
-//! The driver would have a node for each allocation and each release, twice as many as there are kernels, and nothing between two
-//! kernels but memory can be in order. candle asks the driver for memory; `cuda_driver.rs` leads what it asks here.
+//! The driver would have a node for each allocation and each release, more of them than kernels, and a launch comes early only where
+//! a kernel is right before it. candle asks the driver for memory; `cuda_driver.rs` leads what it asks here.
 
 // SAFETY: of the whole file: the functions have the driver's signatures, and what they are given goes on to the driver as it is,
 // unless an arena has the answer.
@@ -50,40 +50,42 @@ pub(super) fn instead_of(drivers: [*mut c_void; 2]) -> [*mut c_void; 2] {
     [allocate as Allocate as *mut c_void, free as Free as *mut c_void]
 }
 
+/// Asks the arena of a stream that this thread watches or records; none while the thread ends, either.
+fn ask<R>(stream: *mut c_void, f: impl FnOnce(&mut Arena) -> R) -> Option<R> {
+    let asked = ARENA.try_with(|arena| match &mut *arena.borrow_mut() {
+        Some((of, arena)) if *of == stream => Some(f(arena)),
+        _ => None,
+    });
+    asked.ok().flatten()
+}
+
 unsafe extern "C" fn allocate(address: *mut u64, bytes: usize, stream: *mut c_void) -> c_uint {
     // SAFETY: the slot was filled before this function could be reached, with the driver's function of this signature.
     let driver: Allocate = unsafe { std::mem::transmute(DRIVERS[0].load(Ordering::Acquire)) };
-    ARENA.with_borrow_mut(|arena| match arena {
-        Some((of, arena)) if *of == stream => {
-            let elsewhere = || {
-                let mut there = 0;
-                // SAFETY: one address is written.
-                match unsafe { driver(&raw mut there, bytes, stream) } {
-                    0 => Ok(there),
-                    status => Err(status),
-                }
-            };
-            match arena.allocate(bytes, elsewhere) {
-                Ok(place) => {
-                    // SAFETY: whoever asks for memory has a place for its address.
-                    unsafe { address.write(place) };
-                    0
-                }
-                Err(status) => status,
-            }
+    let elsewhere = || {
+        let mut there = 0;
+        // SAFETY: one address is written.
+        match unsafe { driver(&raw mut there, bytes, stream) } {
+            0 => Ok(there),
+            status => Err(status),
         }
-        // SAFETY: as it was asked.
-        _ => unsafe { driver(address, bytes, stream) },
-    })
+    };
+    match ask(stream, |arena| arena.allocate(bytes, elsewhere)).unwrap_or_else(elsewhere) {
+        Ok(place) => {
+            // SAFETY: whoever asks for memory has a place for its address.
+            unsafe { address.write(place) };
+            0
+        }
+        Err(status) => status,
+    }
 }
 
 unsafe extern "C" fn free(address: u64, stream: *mut c_void) -> c_uint {
     // SAFETY: as in `allocate`.
     let driver: Free = unsafe { std::mem::transmute(DRIVERS[1].load(Ordering::Acquire)) };
-    let inside = ARENA.with_borrow_mut(|arena| match arena {
-        Some((of, arena)) if *of == stream => arena.free(address),
-        _ => false,
-    });
-    // SAFETY: as it was asked.
-    if inside { 0 } else { unsafe { driver(address, stream) } }
+    match ask(stream, |arena| arena.free(address)) {
+        Some(true) => 0,
+        // SAFETY: as it was asked.
+        _ => unsafe { driver(address, stream) },
+    }
 }
