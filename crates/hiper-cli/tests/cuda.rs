@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{hiper, hiper_ok, photo, words};
+use common::{command, hiper, hiper_ok, photo, run, words};
 use serde_json::Value;
 
 const CPU: &str = "--device cpu --dtype f32";
@@ -66,6 +66,33 @@ fn a_card_learns_resumes_and_draws_as_a_cpu() {
     let picture = "01-a-rabbit-sitting-seed0.png";
     let distance = distance(&at("on-card").join(picture), &at("on-cpu").join(picture));
     assert!(distance < COLOUR, "{distance}");
+}
+
+/// The driver that stands in for a card tells what it was given to record; NVIDIA's leaves no such report.
+#[test]
+fn a_recorded_step_allocates_nothing_and_most_of_its_launches_come_early() {
+    let folder = tempfile::tempdir().unwrap();
+    let (report, times) = (folder.path().join("report.txt"), folder.path().join("times.tsv"));
+    let line = format!(
+        "personalize --input-image {} --source-text 'a rabbit standing' --train-steps 1 --output-dir card {CARD}",
+        photo().display()
+    );
+    let mut command = command(folder.path(), &words(&line));
+    command.env("STAND_IN_DRIVER_DRY", "1").env("STAND_IN_DRIVER_REPORT", &report);
+    let run = run(command.env("HIPER_KERNEL_TIMES", &times));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let times = std::fs::read_to_string(times).unwrap();
+    assert!(times.contains("\tadam_f16\t"), "{times}");
+    let Ok(report) = std::fs::read_to_string(report) else { return };
+    let (counts, recording) = report.split_once("\nthe last recording").unwrap();
+    let names: Vec<&str> = recording.lines().skip(1).filter_map(|line| line.split('\t').next()).collect();
+    assert!(names.len() > 100 && !names.contains(&"(allocation)"), "{recording}");
+    let early = counts
+        .lines()
+        .find_map(|line| line.strip_prefix("of the last recording's kernels may begin early\t"));
+    let early: usize = early.unwrap().parse().unwrap();
+    let kernels = names.iter().filter(|name| !name.starts_with('(')).count();
+    assert!(early * 10 > kernels * 8, "{early} of {kernels}");
 }
 
 #[test]
