@@ -19,6 +19,13 @@ struct Shape {
     splits: usize,
 }
 
+/// A block has a whole group, or a share of eight groups' pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Whole,
+    Shares,
+}
+
 /// What kernels and definition are given: one is the rounded other.
 struct Problem<T> {
     shape: Shape,
@@ -54,51 +61,16 @@ impl<T: Storage> Problem<T> {
         }
     }
 
-    /// With a block for a whole group.
-    fn run_whole(&self) -> Result<Results, LaunchError> {
-        let Shape { batch, pixels, channels, groups, .. } = self.shape;
-        let launch = |kernel: &str, pointers: &[Argument<'_>], numbers: &[Argument<'_>]| {
-            let sizes = [pixels, channels, groups].map(|size| Argument::from(size as i32));
-            let name = format!("{kernel}_{}", T::NAME);
-            Launch {
-                name: &name,
-                grid: [1, groups as u32, batch as u32],
-                block: [256, 1, 1],
-                shared_bytes: 192,
-            }
-            .run(&[pointers, &sizes, numbers].concat())
-        };
-        let [x, d_y, residual] =
-            [&self.x, &self.d_y, &self.residual].map(|numbers| Buffer::from_slice(numbers));
-        let [weight, bias] = [&self.weight, &self.bias].map(|numbers| Buffer::from_slice(numbers));
-        let [y, d_x, d_x_alone] = [(); 3].map(|()| Buffer::<T>::unwritten(x.to_vec().len()));
-        let statistics = Buffer::<f32>::unwritten(batch * groups * 2);
-        let silu = Argument::from(i32::from(self.silu));
-        let affine = [Argument::from(&weight), (&bias).into()];
-        let pointers = [(&y).into(), (&statistics).into(), (&x).into(), affine[0], affine[1]];
-        launch("group_norm_whole", &pointers, &[EPS.into(), silu])?;
-        for (d_x, residual) in [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)] {
-            let given = [d_x.into(), (&d_y).into(), (&x).into(), residual, (&statistics).into()];
-            launch("group_norm_whole_gradient", &[&given[..], &affine].concat(), &[silu])?;
-        }
-        Ok(Results {
-            y: values(&y.to_vec()),
-            d_x: values(&d_x.to_vec()),
-            d_x_alone: values(&d_x_alone.to_vec()),
-        })
-    }
-
-    /// With shares of the pixels.
-    fn run(&self) -> Result<Results, LaunchError> {
+    fn run(&self, how: How) -> Result<Results, LaunchError> {
         let Shape { batch, pixels, channels, groups, splits } = self.shape;
+        let (across, down) = if how == How::Whole { (1, groups) } else { (splits, groups.div_ceil(8)) };
         let launch = |kernel: &str, shared_bytes, pointers: &[Argument<'_>], numbers: &[Argument<'_>]| {
             let sizes = [pixels, channels, groups].map(|size| Argument::from(size as i32));
             let name = format!("{kernel}_{}", T::NAME);
-            let grid = [splits as u32, groups.div_ceil(8) as u32, batch as u32];
+            let grid = [across as u32, down as u32, batch as u32];
             Launch { name: &name, grid, block: [256, 1, 1], shared_bytes }
                 .run(&[pointers, &sizes, numbers].concat())
         };
-        let partial_bytes = 64 * (channels / groups).max(256) as u32;
         let [x, d_y, residual] =
             [&self.x, &self.d_y, &self.residual].map(|numbers| Buffer::from_slice(numbers));
         let [weight, bias] = [&self.weight, &self.bias].map(|numbers| Buffer::from_slice(numbers));
@@ -108,17 +80,32 @@ impl<T: Storage> Problem<T> {
         let statistics = Buffer::<f32>::unwritten(batch * groups * 2);
         let silu = Argument::from(i32::from(self.silu));
         let affine = [Argument::from(&weight), (&bias).into()];
-
-        launch("group_norm_partial", partial_bytes, &[(&sums).into(), (&x).into()], &[])?;
-        let pointers = [(&y).into(), (&statistics).into(), (&x).into(), (&sums).into(), affine[0], affine[1]];
-        launch("group_norm", 128, &pointers, &[EPS.into(), silu])?;
+        let forward = [(&y).into(), (&statistics).into(), (&x).into()];
         let given = [(&d_y).into(), (&x).into(), (&statistics).into()];
-        let pointers = [&[(&sums_of_gradient).into()], &given[..], &affine].concat();
-        launch("group_norm_gradient_partial", partial_bytes, &pointers, &[silu])?;
-        for (d_x, residual) in [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)] {
-            let given = [d_x.into(), (&d_y).into(), (&x).into(), residual, (&statistics).into()];
-            let pointers = [&given[..], &[(&sums_of_gradient).into()], &affine].concat();
-            launch("group_norm_gradient", 128, &pointers, &[silu])?;
+        let gradients = [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)];
+        let gradients = gradients.map(|(d_x, residual)| [d_x.into(), given[0], given[1], residual, given[2]]);
+
+        match how {
+            How::Whole => {
+                let pointers = [&forward[..], &affine].concat();
+                launch("group_norm_whole", 192, &pointers, &[EPS.into(), silu])?;
+                for gradient in gradients {
+                    let pointers = [&gradient[..], &affine].concat();
+                    launch("group_norm_whole_gradient", 192, &pointers, &[silu])?;
+                }
+            }
+            How::Shares => {
+                let partial_bytes = 64 * (channels / groups).max(256) as u32;
+                launch("group_norm_partial", partial_bytes, &[(&sums).into(), (&x).into()], &[])?;
+                let pointers = [&forward[..], &[(&sums).into()], &affine].concat();
+                launch("group_norm", 128, &pointers, &[EPS.into(), silu])?;
+                let pointers = [&[(&sums_of_gradient).into()], &given[..], &affine].concat();
+                launch("group_norm_gradient_partial", partial_bytes, &pointers, &[silu])?;
+                for gradient in gradients {
+                    let pointers = [&gradient[..], &[(&sums_of_gradient).into()], &affine].concat();
+                    launch("group_norm_gradient", 128, &pointers, &[silu])?;
+                }
+            }
         }
         Ok(Results {
             y: values(&y.to_vec()),
@@ -137,13 +124,14 @@ impl<T: Storage> Problem<T> {
     }
 
     fn check(&self) -> Result<(), LaunchError> {
-        self.compare("shares", self.run()?);
-        self.compare("whole", self.run_whole()?);
+        for how in [How::Whole, How::Shares] {
+            self.compare(how, self.run(how)?);
+        }
         Ok(())
     }
 
-    fn compare(&self, how: &str, results: Results) {
-        let what = format!("{} {:?}, SiLU {}, {how}", T::NAME, self.shape, self.silu);
+    fn compare(&self, how: How, results: Results) {
+        let what = format!("{} {:?}, SiLU {}, {how:?}", T::NAME, self.shape, self.silu);
         let definition = self.definition();
         let (x, d_y, residual) = (values(&self.x), values(&self.d_y), values(&self.residual));
         let Expected { y, d_x, inverse, largest_x, normalised } = definition.expected(&x, &d_y);
@@ -309,13 +297,13 @@ fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
         bias: together.bias.clone(),
         ..together
     };
-    for run in [Problem::run, Problem::run_whole] {
-        let expected = bits(&run(&together)?);
+    for how in [How::Whole, How::Shares] {
+        let expected = bits(&together.run(how)?);
         for seed in 1..4 {
-            assert_eq!(bits(&shuffled(seed, || run(&together))?), expected);
+            assert_eq!(bits(&shuffled(seed, || together.run(how))?), expected);
         }
         let second: Vec<u64> = expected.chunks(image).skip(1).step_by(2).flatten().copied().collect();
-        assert_eq!(bits(&run(&alone)?), second);
+        assert_eq!(bits(&alone.run(how)?), second);
     }
     Ok(())
 }
