@@ -221,7 +221,7 @@ fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
         shape(1, 24, 80, 8, 1),
         shape(1, 25, 80, 8, 1),
         shape(1, 26, 80, 8, 1),
-        shape(2, 97, 320, 32, 3),
+        shape(1, 97, 160, 16, 3),
         // Splits that leave the last ones short or without pixels.
         shape(1, 10, 40, 4, 7),
         // More groups than a block's; number by number; one channel to a group; one group.
