@@ -2,21 +2,21 @@
 //
 // {silu,gelu,quick_gelu}_T            y = act(x); gelu is the exact one
 // {silu,gelu,quick_gelu}_gradient_T   d_x = d_y · act'(x)
-// cast_T_T                            to the other two types
 // geglu_T                             y = a · gelu(b) where x = [a, b]
 // geglu_gradient_T                    d_x = [d_y · gelu(b), d_y · a · gelu'(b)]
 // upsample_nearest_T                  y[r, c] = x[⌊r · height / out_height⌋, ⌊c · width / out_width⌋]
 // upsample_nearest_gradient_T         d_x = the sum of d_y over the pixels that read x, by rows
-// channels_first_T                    [B, pixels, channels] T to [B, channels, pixels] f32
+// transpose_T                         y = xᵀ
 //
-// Shapes  The first three take `count` numbers of any shape. Rows: geglu x [rows, 2 · width], y [rows, width]. Pictures: x [B,
-//         height, width, channels], y [B, out_height, out_width, channels]. Pointers are 16-byte aligned, except where a row's
-//         width is not a multiple of 8: then N below is 1, else 8, and numbers go one by one. A result may lie where an operand of
-//         the same type and shape lies, in the first three and geglu_gradient (d_x in x).
+// Shapes  The first two take `count` numbers of any shape. Rows: geglu x [rows, 2 · width], y [rows, width]. Pictures: x [B,
+//         height, width, channels], y [B, out_height, out_width, channels]. A matrix: x [rows, columns].
+//         Pointers are 16-byte aligned, except where a row's width is not a multiple of 8: then N below is 1, else 8, and numbers
+//         go one by one. A result may lie where an operand of the same type and shape lies, in the first two and geglu_gradient
+//         (d_x in x).
 // Types   f32 within, rounded once.
 // Launch  256 threads, no shared memory. Grid, rounded up:
-//         count / 2048 for the first three; rows · width / N / 256 for geglu and its gradient; (out_width · channels / N / 256,
-//         out_height, B) for upsample_nearest, with the sizes of x for its gradient; (pixels · channels / 256, B) for the last.
+//         count / 2048 for the first two; rows · width / N / 256 for geglu and its gradient; (out_width · channels / N / 256,
+//         out_height, B) for upsample_nearest, with the sizes of x for its gradient; rows · columns / 256 for the last.
 // Needs   compute capability 8.0. At most 55 registers.
 // Source  GEGLU: Shazeer, arXiv 2002.05202; nearest: torch's interpolate.
 // Time    Bytes over 3 TB/s and a launch of 2 µs. geglu of 4096 × 2560 f16: 31 MB: 11 µs, its gradient 52 MB: 18 µs; the VAE's
@@ -42,18 +42,6 @@ DEVICE float same(float x) { return x; }
         take_turn();                                                                                                  \
         map(d_x, count, [](float dy, float x) { return dy * name##_derivative(x); }, d_y, x);                         \
     }
-
-#define CAST(From, from, To, to)                                                                                      \
-    KERNEL(cast_##from##_##to, (256), To* result, const From* x, int64_t count) {                                     \
-        take_turn();                                                                                                  \
-        map(result, count, same, x);                                                                                  \
-    }
-CAST(float, f32, f16, f16)
-CAST(float, f32, bf16, bf16)
-CAST(f16, f16, float, f32)
-CAST(f16, f16, bf16, bf16)
-CAST(bf16, bf16, float, f32)
-CAST(bf16, bf16, f16, f16)
 
 // This thread's N numbers of a matrix, if there are any: thread after thread, row after row.
 struct Place {
@@ -122,13 +110,11 @@ DEVICE void upsample_nearest_gradient(T* d_x, const T* d_y, int height, int widt
     store_numbers(d_x + pixel(row, column, height, width, channels) + place.column, sum);
 }
 
-// Number after number of x, with the channels last, to where it is with the channels first.
-template <typename T> DEVICE void channels_first(float* y, const T* x, int pixels, int channels) {
-    Place place(channels, 1);
-    int64_t image = static_cast<int64_t>(blockIdx.y) * pixels * channels;
-    if (place.row >= pixels) return;
-    float number = to_f32(x[image + static_cast<int64_t>(place.row) * channels + place.column]);
-    y[image + static_cast<int64_t>(place.column) * pixels + place.row] = number;
+template <typename T> DEVICE void transpose(T* y, const T* x, int rows, int columns) {
+    Place place(columns, 1);
+    if (place.row >= rows) return;
+    int64_t from = static_cast<int64_t>(place.row) * columns + place.column;
+    y[static_cast<int64_t>(place.column) * rows + place.row] = x[from];
 }
 
 #define OF_TYPE(T, type)                                                                                              \
@@ -157,9 +143,9 @@ template <typename T> DEVICE void channels_first(float* y, const T* x, int pixel
             upsample_nearest_gradient<n.value>(d_x, d_y, height, width, out_height, out_width, channels);             \
         });                                                                                                           \
     }                                                                                                                 \
-    KERNEL(channels_first_##type, (256), float* y, const T* x, int pixels, int channels) {                            \
+    KERNEL(transpose_##type, (256), T* y, const T* x, int rows, int columns) {                                        \
         take_turn();                                                                                                  \
-        channels_first(y, x, pixels, channels);                                                                       \
+        transpose(y, x, rows, columns);                                                                               \
     }
 OF_TYPE(float, f32)
 OF_TYPE(f16, f16)

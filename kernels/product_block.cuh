@@ -67,7 +67,8 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     }
     DEVICE_MEMBER bool is_empty() const { return first_row >= gather.rows; }
     // What all steps look up, and the weights of the first steps on their way from memory: before a launch's turn, as weights
-    // and sizes are known by then. Blocks that have the same weights share the lines of 64 numbers among them.
+    // and sizes are known by then. Blocks that have the same weights share the lines of 64 numbers among them. (Where the weights are
+    // activations, which a launch before writes, it is of no use, and does no harm.)
     DEVICE_MEMBER void prepare(int steps) const {
         constexpr bool FORWARD = D == Direction::Forward;
         constexpr int LINE = 64, DOWN = FORWARD ? COLUMNS : DEPTH, ACROSS = ((FORWARD ? DEPTH : COLUMNS) + LINE - 1) / LINE;

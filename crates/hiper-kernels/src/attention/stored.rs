@@ -1,11 +1,11 @@
 //! Attention on a card where no kernel has the heads' size (the VAE's only head is 512 wide) or type, and the gradient under a
 //! mask: the scores of one head at a time are stored, between products. The backward pass computes them again.
 
-use candle_core::{DType, Result};
+use candle_core::Result;
 
 use super::{AttentionMask, AttentionShape};
 use crate::gpu::product::{self, Rows};
-use crate::gpu::{Argument, Array, Gpu, Launch, View, cast, type_name};
+use crate::gpu::{Argument, Array, Gpu, Launch, View, type_name};
 
 /// `y [B, Sq, H·D]`.
 pub(super) fn forward<G: Gpu>(
@@ -105,11 +105,10 @@ fn over_rows<G: Gpu>(
     gpu.launch(&Launch { shared_bytes: SHARED_BYTES, ..launch }, arguments)
 }
 
-/// By the kernel that puts the channels of pictures first, whose results are `f32`.
 fn transposed<G: Gpu>(gpu: &G, matrix: View<'_, G>, [rows, columns]: [usize; 2]) -> Result<Array<G>> {
-    let to = gpu.alloc(DType::F32, rows * columns)?;
-    let name = format!("channels_first_{}", type_name(matrix.dtype));
+    let to = gpu.alloc(matrix.dtype, rows * columns)?;
+    let name = format!("transpose_{}", type_name(matrix.dtype));
     let arguments = [(&to).into(), matrix.into(), rows.into(), columns.into()];
     gpu.launch(&Launch::over_rows(name, rows * columns, 1), &arguments)?;
-    cast(gpu, to, matrix.dtype)
+    Ok(to)
 }

@@ -126,18 +126,6 @@ pub(crate) fn type_name(dtype: DType) -> &'static str {
     }
 }
 
-/// The same numbers in another type, rounded to nearest.
-pub(crate) fn cast<G: Gpu>(gpu: &G, array: Array<G>, dtype: DType) -> Result<Array<G>> {
-    if array.dtype == dtype {
-        return Ok(array);
-    }
-    let to = gpu.alloc(dtype, array.len)?;
-    let name = format!("cast_{}_{}", type_name(array.dtype), type_name(dtype));
-    let arguments = [(&to).into(), (&array).into(), Argument::Count(array.len)];
-    gpu.launch(&Launch::over_numbers(name, array.len), &arguments)?;
-    Ok(to)
-}
-
 /// Threads of a block of most kernels.
 const THREADS: usize = 256;
 

@@ -115,11 +115,11 @@ fn a_card_has_so_much_memory() {
     assert!(state.allocate(Some(STREAM), 60).is_ok());
 }
 
-/// Rounds a number.
-fn cast([to, from]: [u64; 2], early: bool) -> Work {
-    let function = Box::leak(Box::new(Function::named("cast_f32_f16", false).unwrap()));
-    let arguments = vec![to, from, 1];
-    Work::Launch(Launch { function, grid: [1; 3], block: [32, 1, 1], shared_bytes: 0, early, arguments })
+/// x · σ(x) of a number.
+fn silu([to, from]: [u64; 2]) -> Work {
+    let function = Box::leak(Box::new(Function::named("silu_f32", false).unwrap()));
+    let (grid, block, arguments) = ([1; 3], [32, 1, 1], vec![to, from, 1]);
+    Work::Launch(Launch { function, grid, block, shared_bytes: 0, early: false, arguments })
 }
 
 #[test]
@@ -127,21 +127,22 @@ fn kernels_run_on_the_cpu() {
     let mut state = State::new();
     let (to, from) = (allocate(&mut state), allocate(&mut state));
     state.enqueue(STREAM, Work::Upload { to: from, data: 1.5f32.to_ne_bytes().to_vec() }).unwrap();
-    state.enqueue(STREAM, cast([to, from], false)).unwrap();
+    state.enqueue(STREAM, silu([to, from])).unwrap();
     state.finish().unwrap();
-    assert_eq!(read(to) as u16, half::f16::from_f32(1.5).to_bits());
+    assert!((f32::from_bits(read(to)) - 1.5 / (1.0 + (-1.5f32).exp())).abs() < 1e-6);
 }
 
 #[test]
 fn kernels_that_wait_may_begin_early_behind_kernels() {
-    let [own, candles] = [false, true].map(|candles| Function::named("cast_f32_f16", candles).unwrap());
+    let [own, candles] = [("silu_f32", false), ("cast_f32_f16", true)]
+        .map(|(name, candles)| Function::named(name, candles).unwrap());
     let mut state = State::new();
     let (to, from) = (allocate(&mut state), allocate(&mut state));
     assert_eq!(state.check_may_begin_early(STREAM, &own), Ok(()), "a stream knows what comes before");
     assert_eq!(state.check_may_begin_early(STREAM, &candles), Err(Status::INVALID_VALUE));
     state.begin_capture(STREAM).unwrap();
     assert_eq!(state.check_may_begin_early(STREAM, &own), Err(Status::INVALID_VALUE), "nothing comes before");
-    state.enqueue(STREAM, cast([to, from], false)).unwrap();
+    state.enqueue(STREAM, silu([to, from])).unwrap();
     assert_eq!(state.check_may_begin_early(STREAM, &own), Ok(()));
     assert_eq!(state.check_may_begin_early(STREAM, &candles), Err(Status::INVALID_VALUE));
     state.enqueue(STREAM, copy(to, from)).unwrap();
