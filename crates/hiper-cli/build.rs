@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=assets");
-    let assets = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("assets");
-    let model = assets.join("demo-model");
+    let model = Path::new("assets/demo-model");
     let mut files = Vec::new();
     if std::env::var_os("CARGO_FEATURE_DEMO_MODEL").is_some() && model.is_dir() {
-        list(&model, &mut files)?;
+        list(model, &mut files)?;
     }
     files.sort();
     let mut table = String::new();
@@ -19,21 +18,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     table.push_str("pub static FILES: &[(&str, &[u8])] = &[\n");
     for file in &files {
-        let relative = file.strip_prefix(&model)?.to_string_lossy().replace('\\', "/");
-        writeln!(table, "    ({relative:?}, &Aligned(*include_bytes!({file:?})).0),")?;
+        let relative = file.strip_prefix(model)?.to_string_lossy().replace('\\', "/");
+        writeln!(table, "    ({relative:?}, &Aligned(*{}).0),", included(file))?;
     }
     table.push_str("];\n");
-    for (name, file) in [("PHOTO", "demo-photo.png"), ("TEXTS", "demo.json")] {
-        let path = assets.join(file);
-        let content = if files.is_empty() || !path.is_file() {
-            "&[]".to_owned()
-        } else {
-            format!("include_bytes!({path:?})")
-        };
+    for (name, file) in [("PHOTO", "assets/demo-photo.png"), ("TEXTS", "assets/demo.json")] {
+        let path = Path::new(file);
+        let content = if files.is_empty() || !path.is_file() { "&[]".to_owned() } else { included(path) };
         writeln!(table, "pub static {name}: &[u8] = {content};")?;
     }
     std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("demo_model.rs"), table)?;
     Ok(())
+}
+
+/// A file of this crate, found where the crate is when it is compiled: its folder may have been moved since this ran.
+fn included(file: &Path) -> String {
+    let file = format!("/{}", file.display());
+    format!("include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {file:?}))")
 }
 
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
