@@ -160,6 +160,20 @@ DEVICE void ldmatrix_x2_transposed(uint32_t (&r)[2], const void* row) {
 #include "host/shim.hpp"
 #endif
 
+// Whether this block is the last of `blocks` to come here: then all its threads see what the others wrote before. `arrivals`
+// is 0 before the first comes, and again behind the last.
+DEVICE bool arrives_last(unsigned* arrivals, unsigned blocks) {
+    bool last = false;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(arrivals, 1u) == blocks - 1;
+        if (last) *arrivals = 0;
+        __threadfence();
+    }
+    return __syncthreads_or(last);
+}
+
 // ---- sums over a warp and a block, the same in every thread ----
 
 constexpr unsigned ALL_LANES = 0xffffffffu;

@@ -3,7 +3,6 @@
 // product_forward_{f16,bf16}_{128x128,64x160,64x64}    c = scale · gather(a) · wᵀ + bias + image_bias + residual
 // product_gradient_{f16,bf16}_{128x128,64x160,64x64}   the same of gather(a) · w: from the output's gradient to the input's
 // product_{forward,gradient}_{f32,f16,bf16}            both without tensor cores: f32, and channels that are no eights
-// product_sum_{f32,f16,bf16}                           adds up splits of the depth, first to last, and finishes as above
 //
 // Shapes  Images are channels last. w is stored once: [O, kernel_height, kernel_width, I], w_stride numbers from one o to the
 //         next. A linear layer is a kernel of 1 × 1 over images [1, 1, rows]. All kernels have the same parameters:
@@ -25,27 +24,27 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                246 / 246
-//         64x160    128      64 × 160            87552 / 90624              2                196 / 198
-//         64x64     128      64 × 64             50688 / 53760              4                116 / 120
-//         none      128      64 × 64             10240                      4                115 / 114
+//         128x128   128      128 × 128           100352 / 103424            2                248 / 250
+//         64x160    128      64 × 160            87552 / 90624              2                196 / 202
+//         64x64     128      64 × 64             50688 / 53760              4                128 / 128
+//         none      128      64 × 64             10240                      4                124 / 128
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
 //         1 forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
-//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. product_sum (34 registers), if there are splits: a thread makes 8
-//         results, images · height · width · ⌈n / 8⌉ threads, 128 to a block; its parameters are the same. partial: splits ·
-//         images · height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; null for 1 split.
+//         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. A split of the depth leaves its sums in partial, splits · images ·
+//         height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; the block that comes last to a tile adds them, first to last.
+//         arrivals: a zero for each tile of each phase, zero again afterwards. Both null for 1 split.
 //
 // Choice  Of all tiles (on Hopper those of product_sm90a.cu too), and 1 to 16 splits of 4 steps at least, the fewest
 //         clocks, estimated as
 //
 //             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000)
-//                 + (5000 + splits · M · N · 8 / 1700, if splits > 1)
+//                 + (2000 + (1 + splits) · results of a tile · 4 / 48, if splits > 1)
 //
 //         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
-//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; then the
-//         sum's launch and traffic. Without tensor cores: ⌈taps · channels / 16⌉ steps of 800 clocks. The width 160 is for
-//         SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
+//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; then what
+//         it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉ steps
+//         of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md).
 //
@@ -58,17 +57,17 @@
 //         4096   320    320          64x160   1       128      0.8     3 µs        280
 //         4096   2560   320          128x128  1       640      6.7     18 µs       380
 //         4096   320    1280         64x160   1       128      3.4     9 µs        380
-//         1024   640    9 · 640      128x128  3       120      7.5     23 µs       320
-//         1024   640    9 · 1920     128x128  3       120      22.6    52 µs       440
+//         1024   640    9 · 640      128x128  3       120      7.5     20 µs       390
+//         1024   640    9 · 1920     128x128  3       120      22.6    48 µs       470
 //         1024   640    640          64x160   1       64       0.8     5 µs        170
 //         1024   5120   640          128x128  1       320      6.7     18 µs       380
-//         256    1280   9 · 1280     128x128  6       120      7.5     23 µs       320
-//         256    1280   9 · 2560     128x128  6       120      15.1    38 µs       400
+//         256    1280   9 · 1280     64x160   4       128      7.5     22 µs       350
+//         256    1280   9 · 2560     128x128  6       120      15.1    36 µs       420
 //         256    1280   1280         64x64    1       80       0.8     6 µs        150
 //         256    10240  1280         64x160   1       256      6.7     18 µs       380
-//         256    1280   5120         64x160   4       128      3.4     15 µs       220
-//         64     1280   9 · 1280     64x160   15      120      1.9     12 µs       160 (weights: 10 µs)
-//         4096   4      9 · 320      64x64    2       128      0.1     9 µs        conv_out
+//         256    1280   5120         64x160   4       128      3.4     12 µs       270
+//         64     1280   9 · 1280     64x64    6       120      1.9     11 µs       180 (weights: 10 µs)
+//         4096   4      9 · 320      64x64    2       128      0.1     8 µs        conv_out
 //         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
 //         16384  512    9 · 512      128x128  1       512      77      141 µs      550 (VAE)
 //
@@ -254,28 +253,19 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
         }
         __syncthreads();
     }
-    if (first_column + first >= p.n) return;
     int pixels[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) pixels[i] = first_row + row + i < gather.rows ? gather.pixel(first_row + row + i) : -1;
-    deliver(p, split, pixels, first_column + first, sums);
+    deliver(p, [&](auto f) {
+        if (first_column + first >= p.n) return;
+        f(pixels, first_column + first, [&](auto& own) {
+#pragma unroll
+            for (int i = 0; i < 32; ++i) own[i / 8][i % 8] = sums[i / 8][i % 8];
+        });
+    });
 }
 
 }  // namespace plain
-
-// Adds the splits of eight results, first to last.
-template <typename T> DEVICE void sum_splits(const Product<T>& p) {
-    take_turn();
-    unsigned number = blockIdx.x * blockDim.x + threadIdx.x, across = partial_stride(p.n) / 8;
-    int pixels[1] = {static_cast<int>(number / across)};
-    if (pixels[0] >= p.pixels()) return;
-    const float* from = p.partial + static_cast<int64_t>(number) * 8;
-    int64_t size = static_cast<int64_t>(p.pixels()) * across * 8;
-    float sums[1][8] = {};
-#pragma unroll 4
-    for (int split = 0; split < p.splits; ++split) add_8(sums[0], from + split * size);
-    finish(p, pixels, static_cast<int>(number % across) * 8, sums);
-}
 
 using Tile128x128 = Tile<128, 128, 64, 64>;
 using Tile64x160 = Tile<64, 160, 32, 80>;
@@ -285,8 +275,7 @@ using Tile64x64 = Tile<64, 64, 32, 32>;
     PRODUCT(product_gradient_##T##_##tile, (128, blocks), T, (product<T, Direction::Gradient, Tile##tile>(p)))
 #define OF_TYPE(T, type)                                                                                               \
     PRODUCT(product_forward_##type, (128, 4), T, (plain::product<T, Direction::Forward>(p)))                            \
-    PRODUCT(product_gradient_##type, (128, 4), T, (plain::product<T, Direction::Gradient>(p)))                          \
-    PRODUCT(product_sum_##type, (128), T, sum_splits(p))
+    PRODUCT(product_gradient_##type, (128, 4), T, (plain::product<T, Direction::Gradient>(p)))
 OF_TILE(f16, 128x128, 2)
 OF_TILE(f16, 64x160, 2)
 OF_TILE(f16, 64x64, 4)

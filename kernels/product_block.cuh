@@ -42,7 +42,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     static_assert(ROWS * PITCH * sizeof(float) <= Shape::STAGES * STAGE * sizeof(T), "sums lie where the stages were");
 
     const Product<T>& p;
-    int tiles_across, split, first_row, first_column;
+    int tiles_across, first_row, first_column;
     Gather<T, D> gather;
     T* stages;
     Tap* taps;
@@ -54,14 +54,14 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     Tap tap{};
 
     DEVICE_MEMBER explicit Block(const Product<T>& p)
-        : p(p), tiles_across((p.n + COLUMNS - 1) / COLUMNS), split(blockIdx.z % p.splits),
+        : p(p), tiles_across((p.n + COLUMNS - 1) / COLUMNS),
           first_row(blockIdx.x / tiles_across * ROWS), first_column(blockIdx.x % tiles_across * COLUMNS),
           gather(p, blockIdx.z / p.splits), stages(reinterpret_cast<T*>(shared_memory())),
           taps(reinterpret_cast<Tap*>(stages + Shape::STAGES * STAGE)), rows(reinterpret_cast<Row*>(taps + MAX_TAPS)),
           copied_row(threadIdx.x / 8), piece(threadIdx.x % 8) {
         chunks = (p.channels + DEPTH - 1) / DEPTH;
         int steps = gather.taps * chunks, share = (steps + p.splits - 1) / p.splits;
-        first_step = min(split * share, steps);
+        first_step = min(int(blockIdx.z % p.splits) * share, steps);
         count = min(share, steps - first_step);
         next_tap = first_step / chunks, next_channel = first_step % chunks * DEPTH;
     }
@@ -118,21 +118,27 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
         store_vector(at + 8 * PITCH, float2{sums[2], sums[3]});
     }
     DEVICE_MEMBER void deliver() const {
+        ::deliver(p, [&](auto f) { each_result(f); });
+    }
+    // Calls f for results that are this thread's, as the other deliver has it.
+    template <typename F> DEVICE_MEMBER void each_result(F f) const {
         constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, AT_A_TIME = 4;
         const float* staged = reinterpret_cast<const float*>(stages);
         int first = threadIdx.x / EIGHTS, column = threadIdx.x % EIGHTS * 8;
         if (first >= DOWN || first_column + column >= p.n) return;
         for (; first < ROWS; first += DOWN * AT_A_TIME) {
             int pixels[AT_A_TIME];
-            float eights[AT_A_TIME][8] = {};
 #pragma unroll
             for (int i = 0; i < AT_A_TIME; ++i) {
                 int row = first + i * DOWN;
-                bool exists = row < ROWS && first_row + row < gather.rows;
-                pixels[i] = exists ? gather.pixel(first_row + row) : -1;
-                if (exists) add_8(eights[i], staged + row * PITCH + column);
+                pixels[i] = row < ROWS && first_row + row < gather.rows ? gather.pixel(first_row + row) : -1;
             }
-            ::deliver(p, split, pixels, first_column + column, eights);
+            f(pixels, first_column + column, [&](auto& sums) {
+#pragma unroll
+                for (int i = 0; i < AT_A_TIME; ++i) {
+                    if (pixels[i] >= 0) add_8(sums[i], staged + (first + i * DOWN) * PITCH + column);
+                }
+            });
         }
     }
 };

@@ -2,12 +2,12 @@
 //
 // product_sm90a_{forward,gradient}_{f16,bf16}_{128x160,64x160}
 //
-// Shapes, types  as product.cu's kernels with tensor cores; splits are added up by product_sum
+// Shapes, types  as product.cu's kernels with tensor cores; splits too
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x160   256      128 × 160           186368                1                           116
-//         64x160    128      64 × 160            173568                1                           118
+//         128x160   256      128 × 160           186368                1                           128
+//         64x160    128      64 × 160            173568                1                           128
 //
 //         Nothing is spilled. Grid as product.cu's.
 //
@@ -22,17 +22,16 @@
 //
 //         M      N      depth        tile     splits  blocks   GFLOP   time     without  TFLOP/s
 //         4096   320    9 · 320      64x160   1       128      7.5     13 µs    18 µs    560
-//         4096   320    9 · 960      64x160   1       128      22.6    38 µs    53 µs    600
+//         4096   320    9 · 960      128x160  2       128      22.6    35 µs    53 µs    650
 //         4096   2560   320          128x160  1       512      6.7     13 µs    18 µs    500
 //         4096   320    1280         64x160   1       128      3.4     7 µs     9 µs     510
-//         1024   640    9 · 640      64x160   2       128      7.5     20 µs    23 µs    380
-//         1024   640    9 · 1920     128x160  4       128      22.6    41 µs    52 µs    550
+//         1024   640    9 · 640      64x160   2       128      7.5     16 µs    20 µs    470
+//         1024   640    9 · 1920     128x160  4       128      22.6    37 µs    48 µs    610
 //         1024   5120   640          128x160  1       256      6.7     11 µs    18 µs    610
-//         256    1280   9 · 1280     64x160   4       128      7.5     20 µs    23 µs    380
-//         256    1280   9 · 2560     128x160  8       128      15.1    31 µs    38 µs    490
+//         256    1280   9 · 1280     64x160   4       128      7.5     17 µs    22 µs    440
+//         256    1280   9 · 2560     64x160   4       128      15.1    29 µs    36 µs    520
 //         256    10240  1280         128x160  1       128      6.7     10 µs    18 µs    680
-//         256    1280   5120         64x160   4       128      3.4     13 µs    15 µs    260
-//         64     1280   9 · 1280     64x160   15      120      1.9     11 µs    12 µs    180
+//         256    1280   5120         64x160   4       128      3.4     10 µs    12 µs    330
 //         16384  512    9 · 512      128x160  1       512      77      131 µs   141 µs   590 (VAE)
 #include "product_block.cuh"
 #include "warpgroup.cuh"

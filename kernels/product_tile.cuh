@@ -23,6 +23,7 @@ template <typename T> struct Product {
     int c_stride, a_stride, w_stride, residual_stride, image_bias_stride;
     float scale;
     int splits;
+    unsigned* arrivals;
 
     DEVICE_MEMBER int pixels() const { return images * height * width; }
 };
@@ -188,15 +189,47 @@ DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, 
     }
 }
 
-// The same, or what one of several splits has of them.
-template <typename T, int COUNT>
-DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
-    if (p.splits == 1) return finish(p, pixels, column, sums);
+// Where a split leaves its sums of a pixel.
+template <typename T> DEVICE float* partial_of(const Product<T>& p, int split, int pixel, int column) {
+    return p.partial + (static_cast<int64_t>(split) * p.pixels() + pixel) * partial_stride(p.n) + column;
+}
+
+// A block's sums become results. each(f), the same for all splits of a tile, calls f(pixels, column, own), where the first pixel
+// exists if any does: own(sums) adds the block's sums of these pixels to zeros. The block that comes last to a tile adds what
+// all its splits have, first to last.
+template <typename T, typename Each> DEVICE void deliver(const Product<T>& p, Each each) {
+    unsigned split = blockIdx.z % p.splits, tile = blockIdx.z / p.splits * gridDim.x + blockIdx.x;
+    if (p.splits > 1) {
+        each([&](auto& pixels, int column, auto own) {
+            constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(pixels)>>;
+            float sums[COUNT][8] = {};
+            own(sums);
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        int64_t row = static_cast<int64_t>(split) * p.pixels() + pixels[i];
-        if (pixels[i] >= 0) store_8(p.partial + row * partial_stride(p.n) + column, sums[i]);
+            for (int i = 0; i < COUNT; ++i) {
+                if (pixels[i] >= 0) store_8(partial_of(p, split, pixels[i], column), sums[i]);
+            }
+        });
+        if (!arrives_last(p.arrivals + tile, p.splits)) return;
     }
+    each([&](auto& pixels, int column, auto own) {
+        constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(pixels)>>;
+        float sums[COUNT][8] = {};
+        if (p.splits == 1) {
+            own(sums);
+        } else if (pixels[0] >= 0) {
+            // Of pixels that are not there the first's once more, in vain: without a branch, all are on their way at once.
+            int64_t size = partial_of(p, 1, 0, 0) - p.partial;
+            const float* from[COUNT];
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) from[i] = partial_of(p, 0, pixels[i] >= 0 ? pixels[i] : pixels[0], column);
+#pragma unroll 2
+            for (int split = 0; split < p.splits; ++split) {
+#pragma unroll
+                for (int i = 0; i < COUNT; ++i) add_8(sums[i], from[i]), from[i] += size;
+            }
+        }
+        finish(p, pixels, column, sums);
+    });
 }
 
 // ---- entry points: each calls take_turn() once it knows what it reads ----
@@ -205,9 +238,10 @@ DEVICE void deliver(const Product<T>& p, int split, const int (&pixels)[COUNT], 
     KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,             \
            const T* residual, int images, int height, int width, int n, int source_height, int source_width,           \
            int channels, int kernel_height, int kernel_width, int stride, int top, int left, int c_stride,             \
-           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int splits) {          \
+           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int splits,            \
+           unsigned* arrivals) {                                                                                       \
         Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,            \
                      source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
-                     w_stride, residual_stride, image_bias_stride, scale, splits};                                     \
+                     w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                                   \
         body;                                                                                                          \
     }

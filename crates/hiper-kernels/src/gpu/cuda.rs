@@ -27,7 +27,7 @@ use half::{bf16, f16};
 use device::chip;
 pub(super) use device::{Recorded, device, free_memory};
 
-use super::{Argument, Array, Chip, Given, Gpu, Launch, View, times};
+use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, View, times};
 use crate::Error;
 
 mod fatbins {
@@ -84,6 +84,11 @@ impl Gpu for Cuda {
             other => return Err(candle_core::Error::UnsupportedDTypeForOp(other, "alloc").bt()),
         };
         Ok(Array { buffer, dtype, len })
+    }
+
+    fn counters(&self) -> Result<Given<'_, Self>> {
+        let buffer = &self.kernels.counters;
+        Ok(Given::Here(View { buffer, dtype: DType::U32, first: 0, len: COUNTERS }))
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
@@ -207,6 +212,7 @@ impl Cuda {
 struct Kernels {
     modules: Vec<Arc<CudaModule>>,
     chip: Chip,
+    counters: CudaStorage,
     functions: Mutex<HashMap<String, CudaFunction>>,
 }
 
@@ -227,7 +233,8 @@ impl Kernels {
         let chip = chip(stream.context())?;
         let fatbins = fatbins::FATBINS.iter().filter(|(file, _)| chip.sm90a || !file.ends_with("_sm90a"));
         let modules = fatbins.map(load).collect::<Result<_>>()?;
-        let kernels = Arc::new(Self { modules, chip, functions: Mutex::default() });
+        let counters = CudaStorage::wrap_cuda_slice(device.alloc_zeros::<u32>(COUNTERS)?, device.clone());
+        let kernels = Arc::new(Self { modules, chip, counters, functions: Mutex::default() });
         loaded.push((device.id(), kernels.clone()));
         Ok(kernels)
     }

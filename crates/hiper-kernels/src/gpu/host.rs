@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
 use super::test_card::TestCard;
-use super::{Argument, Array, Chip, Cuda, Given, Gpu, Launch, View};
+use super::{Argument, Array, COUNTERS, Chip, Cuda, Given, Gpu, Launch, View};
 use crate::Error;
 
 thread_local! {
@@ -94,6 +94,14 @@ impl Gpu for Host {
             other => candle_core::bail!("no memory for {other:?}"),
         };
         Ok(Array { buffer, dtype, len })
+    }
+
+    fn counters(&self) -> Result<Given<'_, Self>> {
+        let layout = Layout::contiguous(COUNTERS);
+        Ok(Given::Copied(match self.given(&CpuStorage::U32(vec![0; COUNTERS]), &layout)? {
+            Given::Copied(array) => array,
+            Given::Here(_) => candle_core::bail!("nothing of candle's is here"),
+        }))
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {

@@ -98,6 +98,9 @@ pub(crate) trait Gpu: Sized + 'static {
     /// `len` numbers that nobody has written.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Array<Self>>;
 
+    /// [`COUNTERS`] whole numbers, all 0 whenever a kernel begins and when it ends.
+    fn counters(&self) -> Result<Given<'_, Self>>;
+
     /// Runs a kernel after those launched before.
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()>;
 
@@ -125,6 +128,9 @@ pub(crate) fn type_name(dtype: DType) -> &'static str {
         _ => "f32",
     }
 }
+
+/// By which the blocks of a kernel find out which of them comes last.
+const COUNTERS: usize = 1024;
 
 /// Threads of a block of most kernels.
 const THREADS: usize = 256;

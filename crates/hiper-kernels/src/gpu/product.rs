@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result};
 
-use super::{Argument, Array, Chip, Gpu, Launch, View, type_name};
+use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, View, type_name};
 
 /// A convolution's sizes; a fully connected layer is one of a picture of a single row, with a kernel of one pixel.
 #[derive(Debug, Clone, Copy)]
@@ -231,9 +231,6 @@ const TILES: [Tile; 5] = [
 /// For numbers of channels that are no eights, and for `f32`. Its own steps are 16 channels deep and take 800 clocks.
 const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], clocks: 4 * 800, ..SMALL };
 
-/// Threads of a block that adds up splits.
-const THREADS: usize = 128;
-
 /// Channels of a step.
 const DEPTH: usize = 64;
 
@@ -282,7 +279,9 @@ impl Call<'_> {
         let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
         let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);
         let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
-        let rest = [self.scale.into(), splits.into()];
+        let counters = (splits > 1).then(|| gpu.counters()).transpose()?;
+        let arrivals = counters.as_ref().map(Given::view);
+        let rest = [self.scale.into(), splits.into(), arrivals.into()];
         let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
 
         let verb = match self.direction {
@@ -292,13 +291,7 @@ impl Call<'_> {
         let name = format!("{}_{verb}_{}{}", tile.prefix, type_name(self.dtype), tile.suffix);
         let grid = [self.blocks(tile), 1, self.phases() * splits];
         let shared_bytes = tile.shared_bytes[self.direction as usize];
-        gpu.launch(&Launch { name, grid, threads: tile.threads, shared_bytes }, &arguments)?;
-        if splits > 1 {
-            let name = format!("product_sum_{}", type_name(self.dtype));
-            let grid = [(pixels * n.div_ceil(8)).div_ceil(THREADS), 1, 1];
-            gpu.launch(&Launch { name, grid, threads: THREADS, shared_bytes: 0 }, &arguments)?;
-        }
-        Ok(())
+        gpu.launch(&Launch { name, grid, threads: tile.threads, shared_bytes }, &arguments)
     }
 
     /// Sizes of the result and of what is gathered, and their channels.
@@ -310,7 +303,12 @@ impl Call<'_> {
         }
     }
 
-    /// Blocks of a phase: the gradient of a stride s has s² of them, each with the pixels that lie s apart.
+    /// Blocks of a split.
+    fn tiles(&self, tile: Tile) -> usize {
+        self.blocks(tile) * self.phases()
+    }
+
+    /// Those of a phase: the gradient of a stride s has s² of them, each with the pixels that lie s apart.
     fn blocks(&self, tile: Tile) -> usize {
         let (result, _, n, _) = self.sides();
         let step = if self.direction == Direction::Gradient { self.geometry.stride } else { 1 };
@@ -333,19 +331,18 @@ impl Call<'_> {
         let steps = self.steps();
         let splits = (1..=MAX_SPLITS).filter(|&splits| splits == 1 || steps >= splits * MIN_STEPS);
         let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
+        let choices = choices.filter(|&(tile, splits)| splits == 1 || self.tiles(tile) <= COUNTERS);
         choices.min_by_key(|&choice| self.clocks(chip, choice)).unwrap_or((PLAIN, 1))
     }
 
-    /// The estimate in the kernels' source: blocks go in waves over the multiprocessors, the splits' sums through memory.
+    /// The estimate in the kernels' source: blocks go in waves over the multiprocessors; the last of a tile adds up its splits.
     fn clocks(&self, chip: Chip, (tile, splits): (Tile, usize)) -> usize {
-        /// Of a block beside its steps; of the launch that adds splits; bytes of a clock, of the whole card.
+        /// Of a block beside its steps; to find out which is the last; bytes of a clock that a block reads, of sums.
         const BLOCK: usize = 2000;
-        const SUM: usize = 5000;
-        const BYTES: usize = 1700;
-        let (result, _, n, _) = self.sides();
-        let results = self.geometry.images * result[0] * result[1] * n;
-        let waves = (self.blocks(tile) * self.phases() * splits).div_ceil(chip.multiprocessors);
-        let sum = if splits > 1 { SUM + splits * results * 8 / BYTES } else { 0 };
+        const ARRIVAL: usize = 2000;
+        const BYTES: usize = 48;
+        let waves = (self.tiles(tile) * splits).div_ceil(chip.multiprocessors);
+        let sum = if splits > 1 { ARRIVAL + (1 + splits) * tile.rows * tile.columns * 4 / BYTES } else { 0 };
         waves * (self.steps().div_ceil(splits) * tile.clocks + BLOCK) + sum
     }
 
