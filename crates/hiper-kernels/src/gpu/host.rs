@@ -97,11 +97,8 @@ impl Gpu for Host {
     }
 
     fn counters(&self) -> Result<Given<'_, Self>> {
-        let layout = Layout::contiguous(COUNTERS);
-        Ok(Given::Copied(match self.given(&CpuStorage::U32(vec![0; COUNTERS]), &layout)? {
-            Given::Copied(array) => array,
-            Given::Here(_) => candle_core::bail!("nothing of candle's is here"),
-        }))
+        let zeros = CpuStorage::U32(vec![0; COUNTERS]);
+        Ok(Given::Copied(self.copy(self.given(&zeros, &Layout::contiguous(COUNTERS))?)?))
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
