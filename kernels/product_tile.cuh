@@ -242,6 +242,6 @@ template <typename T, typename Each> DEVICE void deliver(const Product<T>& p, Ea
            unsigned* arrivals) {                                                                                       \
         Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,            \
                      source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
-                     w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                                   \
+                     w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                           \
         body;                                                                                                          \
     }

@@ -212,6 +212,7 @@ impl Cuda {
 struct Kernels {
     modules: Vec<Arc<CudaModule>>,
     chip: Chip,
+    /// As [`Gpu::counters`] says.
     counters: CudaStorage,
     functions: Mutex<HashMap<String, CudaFunction>>,
 }
