@@ -41,6 +41,7 @@ mod allocator;
 mod attention;
 mod conv2d;
 mod cpu;
+mod elementwise;
 mod error;
 mod frozen;
 mod geglu;

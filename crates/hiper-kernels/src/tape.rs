@@ -5,8 +5,8 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 
-use crate::Error;
 use crate::gpu::dense;
+use crate::{Error, elementwise};
 
 /// A network's operators in the order in which they were applied, as one operator of candle's graph.
 ///
@@ -47,13 +47,26 @@ pub struct Value {
     number: Option<usize>,
 }
 
-/// The gradients of an operator's arguments, of its result's.
-type Back = Box<dyn Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
+/// The gradients of an operator's arguments, of its result's and what is known of the last argument's.
+type Back = Box<dyn Fn(&Tensor, Option<Tensor>) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
 
 struct Step {
     arguments: Vec<Option<usize>>,
     result: usize,
+    /// Whether what is known of the last argument's gradient is in what `back` returns.
+    adds: bool,
     back: Back,
+}
+
+/// An operator that adds what is known of its last argument's gradient to its own: cheaper than adding it afterwards.
+pub(crate) trait AddingOp: CustomOp3 {
+    /// The arguments' gradients, of `grad_output` and what is known of the last one's.
+    fn gradients(
+        &self,
+        arguments: [&Tensor; 3],
+        grad_output: &Tensor,
+        known: Option<&Tensor>,
+    ) -> Result<[Option<Tensor>; 3]>;
 }
 
 impl Value {
@@ -89,11 +102,9 @@ impl Tape {
     /// # Errors
     /// When their other dimensions differ.
     pub fn concatenate(&mut self, [a, b]: [&Value; 2], dim: usize) -> Result<Value> {
-        let joined = Tensor::cat(&[&a.tensor, &b.tensor], dim)?;
-        let [first, second] = [a.tensor.dim(dim)?, b.tensor.dim(dim)?];
-        let back =
-            move |d: &Tensor| Ok(vec![Some(d.narrow(dim, 0, first)?), Some(d.narrow(dim, first, second)?)]);
-        Ok(self.step(&[a, b], joined, Box::new(back)))
+        let joined = elementwise::concatenate([&a.tensor, &b.tensor], dim)?;
+        let len = a.tensor.dim(dim)?;
+        Ok(self.step(&[a, b], joined, move |d| Ok(elementwise::split(d, dim, len)?.map(Some).into())))
     }
 
     /// A tensor divided by a number.
@@ -102,7 +113,7 @@ impl Tape {
     /// What the device says.
     pub(crate) fn divide(&mut self, x: &Value, by: f64) -> Result<Value> {
         let quotient = (&x.tensor / by)?;
-        Ok(self.step(&[x], quotient, Box::new(move |d| Ok(vec![Some((d / by)?)]))))
+        Ok(self.step(&[x], quotient, move |d| Ok(vec![Some((d / by)?)])))
     }
 
     pub(crate) fn apply1(&mut self, x: &Value, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Value> {
@@ -110,24 +121,21 @@ impl Tape {
         let input = dense(&x.tensor)?;
         let y = input.apply_op1_arc(op.clone())?;
         let result = y.clone();
-        Ok(self.step(&[x], y, Box::new(move |d| Ok(vec![op.bwd(&input, &result, d)?]))))
+        Ok(self.step(&[x], y, move |d| Ok(vec![op.bwd(&input, &result, d)?])))
     }
 
     pub(crate) fn apply3(
         &mut self,
         arguments: [&Value; 3],
-        op: impl CustomOp3 + Send + Sync + 'static,
+        op: impl AddingOp + Send + Sync + 'static,
     ) -> Result<Value> {
-        let op: Arc<Box<dyn CustomOp3 + Send + Sync>> = Arc::new(Box::new(op));
         let [a, b, c] = arguments.map(|value| dense(&value.tensor));
         let (a, b, c) = (a?, b?, c?);
-        let y = a.apply_op3_arc(&b, &c, op.clone())?;
-        let result = y.clone();
-        let back = move |d: &Tensor| {
-            let (a, b, c) = op.bwd(&a, &b, &c, &result, d)?;
-            Ok(vec![a, b, c])
+        let y = a.apply_op3_no_bwd(&b, &c, &op)?;
+        let back = move |d: &Tensor, known: Option<Tensor>| {
+            Ok(op.gradients([&a, &b, &c], d, known.as_ref())?.into())
         };
-        Ok(self.step(&arguments, y, Box::new(back)))
+        Ok(self.record(&arguments, y, true, Box::new(back)))
     }
 
     fn number(&mut self) -> usize {
@@ -135,13 +143,23 @@ impl Tape {
         self.values - 1
     }
 
-    fn step(&mut self, arguments: &[&Value], tensor: Tensor, back: Back) -> Value {
+    /// An operator whose arguments' gradients are made of its result's alone.
+    fn step(
+        &mut self,
+        arguments: &[&Value],
+        tensor: Tensor,
+        back: impl Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    ) -> Value {
+        self.record(arguments, tensor, false, Box::new(move |d, _| back(d)))
+    }
+
+    fn record(&mut self, arguments: &[&Value], tensor: Tensor, adds: bool, back: Back) -> Value {
         if !arguments.iter().any(|argument| argument.is_tracked()) {
             return Value { tensor, number: None };
         }
         let result = self.number();
         let arguments = arguments.iter().map(|argument| argument.number).collect();
-        self.steps.push(Step { arguments, result, back });
+        self.steps.push(Step { arguments, result, adds, back });
         Value { tensor, number: Some(result) }
     }
 
@@ -195,12 +213,16 @@ impl Tape {
         for step in self.steps.iter().rev() {
             // Nothing needs a result that has no gradient.
             let Some(gradient) = gradients[step.result].take() else { continue };
-            for (argument, part) in step.arguments.iter().zip((step.back)(&gradient)?) {
+            let last = step.arguments.len() - 1;
+            let known =
+                step.arguments[last].filter(|_| step.adds).and_then(|argument| gradients[argument].clone());
+            let parts = (step.back)(&gradient, known)?;
+            for (i, (argument, part)) in step.arguments.iter().zip(parts).enumerate() {
                 let (Some(argument), Some(part)) = (argument, part) else { continue };
                 let sum = &mut gradients[*argument];
                 *sum = Some(match sum.take() {
-                    Some(sum) => (sum + part)?,
-                    None => part,
+                    Some(known) if !(step.adds && i == last) => elementwise::add(&known, &part)?,
+                    _ => part,
                 });
             }
         }

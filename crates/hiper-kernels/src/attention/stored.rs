@@ -109,6 +109,6 @@ fn transposed<G: Gpu>(gpu: &G, matrix: View<'_, G>, [rows, columns]: [usize; 2])
     let to = gpu.alloc(matrix.dtype, rows * columns)?;
     let name = format!("transpose_{}", type_name(matrix.dtype));
     let arguments = [(&to).into(), matrix.into(), rows.into(), columns.into()];
-    gpu.launch(&Launch::over_rows(name, rows * columns, 1), &arguments)?;
+    gpu.launch(&Launch::over_rows(name, rows * columns, &[1]), &arguments)?;
     Ok(to)
 }

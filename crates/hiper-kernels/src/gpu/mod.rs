@@ -159,10 +159,10 @@ impl Launch {
         Self::new(name, [count.div_ceil(8 * THREADS), 1, 1])
     }
 
-    /// A pass over rows: eight numbers to a thread if the width is a multiple of that, else one.
-    pub(crate) fn over_rows(name: String, rows: usize, width: usize) -> Self {
-        let each = if width.is_multiple_of(8) { 8 } else { 1 };
-        Self::new(name, [(rows * width / each).div_ceil(THREADS), 1, 1])
+    /// A pass over rows of one part or several: eight numbers to a thread if all widths are a multiple of that, else one.
+    pub(crate) fn over_rows(name: String, rows: usize, widths: &[usize]) -> Self {
+        let each = if widths.iter().all(|width| width.is_multiple_of(8)) { 8 } else { 1 };
+        Self::new(name, [(rows * widths.iter().sum::<usize>() / each).div_ceil(THREADS), 1, 1])
     }
 
     /// The grid and the block's size as the driver takes them.

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::elementwise::concatenate;
+
 /// The context of a [`Transformer`](super::Transformer): `[B, T, D]`, of which the last `N` tokens may have a gradient.
 ///
 /// ```
@@ -35,7 +37,7 @@ impl Context {
     /// # Errors
     /// When the shapes do not fit.
     pub fn of_head_and_tail(head: &Tensor, tail: &Tensor) -> Result<Self> {
-        Ok(Self { tokens: Tensor::cat(&[&head.detach(), &tail.detach()], 1)?, tail: tail.clone() })
+        Ok(Self { tokens: concatenate([&head.detach(), &tail.detach()], 1)?, tail: tail.clone() })
     }
 
     /// The last tokens, in the graph.

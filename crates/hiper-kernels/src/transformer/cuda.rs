@@ -84,6 +84,16 @@ fn columns<G: Gpu>(array: &Array<G>, index: usize, width: usize, parts: usize) -
     Rows::new(array.view().from(index * width), parts * width)
 }
 
+/// What the backward pass is for.
+pub(super) struct Wanted<'a, G: Gpu> {
+    /// Whether the input needs a gradient.
+    pub dx: bool,
+    /// How many of the context's last tokens do.
+    pub tail: usize,
+    /// What is known of theirs, to be added.
+    pub known: Option<View<'a, G>>,
+}
+
 /// Gradients to `x` and to the last tokens of the context, where they are wanted.
 pub(super) type Gradients<G> = (Option<Array<G>>, Option<Array<G>>);
 
@@ -193,14 +203,13 @@ impl<G: Gpu> Pass<'_, G> {
         }
     }
 
-    /// `saved`: computed again if it was not kept; `wanted`: whether the input needs a gradient, and how many of the context's last
-    /// tokens do.
+    /// `saved`: computed again if it was not kept.
     pub(super) fn backward(
         &self,
         x: View<'_, G>,
         saved: Option<&Saved<G>>,
         dy: View<'_, G>,
-        (wants_dx, tail): (bool, usize),
+        wanted: Wanted<'_, G>,
     ) -> Result<Gradients<G>> {
         let recomputed;
         let saved = match saved {
@@ -211,10 +220,13 @@ impl<G: Gpu> Pass<'_, G> {
             }
         };
         let Transformer { norm, proj_in, blocks, proj_out } = self.transformer;
-        let mut dtail = None;
+        let Wanted { dx: wants_dx, tail, known } = wanted;
+        let mut dtail: Option<Array<G>> = None;
         let mut d = linear::cuda::input_gradient(self.gpu, &proj_out.0, dy, None)?;
         for (i, (block, saved)) in blocks.iter().zip(&saved.blocks).enumerate().rev() {
-            let (dx, dt) = self.block_backward(block, saved, d.view(), (dtail, tail), wants_dx || i > 0)?;
+            let known = dtail.as_ref().map(Array::view).or(known);
+            let wanted = Wanted { dx: wants_dx || i > 0, tail, known };
+            let (dx, dt) = self.block_backward(block, saved, d.view(), wanted)?;
             dtail = dt;
             match dx {
                 Some(dx) => d = dx,
@@ -227,14 +239,13 @@ impl<G: Gpu> Pass<'_, G> {
         Ok((Some(dx), dtail))
     }
 
-    /// The gradient to the block's input, if it is wanted, and that to the last `tail` tokens of the context, added to `dtail`.
+    /// The gradient to the block's input, if it is wanted, and that to the last tokens of the context.
     fn block_backward(
         &self,
         block: &TransformerBlock,
         saved: &SavedBlock<G>,
         dy: View<'_, G>,
-        (dtail, tail): (Option<Array<G>>, usize),
-        wants_dx: bool,
+        wanted: Wanted<'_, G>,
     ) -> Result<Gradients<G>> {
         let gpu = self.gpu;
         let d = linear::cuda::input_gradient(gpu, &block.ff_out.0, dy, None)?;
@@ -245,11 +256,10 @@ impl<G: Gpu> Pass<'_, G> {
         let shape = self.shape(&block.attn2, self.keys);
         let scores = saved.attn2.scores(shape.width());
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
-        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), tail)?;
+        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), wanted.tail)?;
         drop(d);
-        let before = dtail.as_ref().map(Array::view);
-        let dtail = both.map(|both| self.tail_gradient(&block.attn2, both, before)).transpose()?;
-        if !wants_dx {
+        let dtail = both.map(|both| self.tail_gradient(&block.attn2, both, wanted.known)).transpose()?;
+        if !wanted.dx {
             return Ok((None, dtail));
         }
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_q.0, dq.view(), None)?;
@@ -290,15 +300,15 @@ impl<G: Gpu> Pass<'_, G> {
         linear::cuda::input_gradient(gpu, &to_v.0, dv, Some(d.view()))
     }
 
-    /// From the gradients of the tail's keys and values, `[B, N, 2·H·D]`, and of the blocks behind.
+    /// From the gradients of the tail's keys and values, `[B, N, 2·H·D]`, and what is known of the tail's own.
     fn tail_gradient(
         &self,
         weights: &TransformerAttention,
         both: Array<G>,
-        before: Option<View<'_, G>>,
+        known: Option<View<'_, G>>,
     ) -> Result<Array<G>> {
         if let Some(layers) = Joined::of(&[&weights.to_k.0, &weights.to_v.0])? {
-            return layers.input_gradient(self.gpu, both.view(), before);
+            return layers.input_gradient(self.gpu, both.view(), known);
         }
         let width = weights.to_k.0.out_features;
         let of_k = linear::cuda::input_gradient_of_columns(
@@ -306,7 +316,7 @@ impl<G: Gpu> Pass<'_, G> {
             &weights.to_k.0,
             both.view(),
             [0, 2 * width],
-            before,
+            known,
         )?;
         let columns = [width, 2 * width];
         linear::cuda::input_gradient_of_columns(

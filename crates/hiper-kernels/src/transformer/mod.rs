@@ -13,12 +13,14 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Ten
 use crate::error::{Error, check_shape};
 use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
 use crate::gpu::{
-    Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_views,
+    Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_optional_view,
+    with_views,
 };
-use crate::tape::{Tape, Value};
+use crate::tape::{AddingOp, Tape, Value};
 use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
 pub use context::Context;
+use cuda::Wanted;
 
 /// diffusers' `Transformer2DModel`: `y = x + proj_out(blocks(proj_in(norm(x)), context))`.
 ///
@@ -195,12 +197,15 @@ impl Op {
         gpu: &G,
         [x, context, grad_output]: [&Tensor; 3],
         tail: &Tensor,
+        known: Option<&Tensor>,
     ) -> Result<[Option<Tensor>; 2]> {
         let saved = self.kept.get().map(Kept::get).transpose()?;
         let tail_tokens = if self.track[1] { tail.dim(1)? } else { 0 };
-        let wanted = (self.track[0], tail_tokens);
         let (dx, dtail) = with_views(gpu, [x, context, grad_output], |[x_view, c_view, dy]| {
-            self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, wanted)
+            with_optional_view(gpu, known, |known| {
+                let wanted = Wanted { dx: self.track[0], tail: tail_tokens, known };
+                self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, wanted)
+            })
         })?;
         let tensor =
             |d: Option<Array<G>>, like: &Tensor| d.map(|d| d.into_tensor(gpu, like.dims())).transpose();
@@ -266,10 +271,21 @@ impl CustomOp3 for Op {
         _y: &Tensor,
         grad_output: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok(self.gradients([x, context, tail], grad_output, None)?.into())
+    }
+}
+
+impl AddingOp for Op {
+    fn gradients(
+        &self,
+        [x, context, tail]: [&Tensor; 3],
+        grad_output: &Tensor,
+        known: Option<&Tensor>,
+    ) -> Result<[Option<Tensor>; 3]> {
         let tensors = [x, context, grad_output];
         if let Some(card) = Card::of(x.device())? {
-            let [dx, dtail] = on_card!(card, gpu => self.backward_on(&gpu, tensors, tail))?;
-            return Ok((dx, None, dtail));
+            let [dx, dtail] = on_card!(card, gpu => self.backward_on(&gpu, tensors, tail, known))?;
+            return Ok([dx, None, dtail]);
         }
         let wanted = (self.track[0], tail.dim(1)?);
         let (dx, dtail) = with_cpu_slices(tensors, |[x_data, c_data, dy]| {
@@ -277,7 +293,10 @@ impl CustomOp3 for Op {
             pass.backward(x_data, self.saved.get(), dy, wanted)
         })?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        let dtail = Tensor::from_vec(dtail, tail.shape(), tail.device())?;
-        Ok((dx, None, self.track[1].then_some(dtail)))
+        let mut dtail = Tensor::from_vec(dtail, tail.shape(), tail.device())?;
+        if let Some(known) = known {
+            dtail = (known + dtail)?;
+        }
+        Ok([dx, None, self.track[1].then_some(dtail)])
     }
 }

@@ -34,6 +34,6 @@ pub(super) fn input_gradient<G: Gpu>(
 
 /// A thread to some neighbouring channels of what is written, `[B, H, W, C]`.
 fn launch(kernel: &str, dtype: DType, [batch, height, width, channels]: [usize; 4]) -> Launch {
-    let row = Launch::over_rows(format!("{kernel}_{}", type_name(dtype)), width, channels);
+    let row = Launch::over_rows(format!("{kernel}_{}", type_name(dtype)), width, &[channels]);
     Launch { grid: [row.grid[0], height, batch], ..row }
 }
