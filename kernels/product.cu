@@ -16,11 +16,13 @@
 //         below and to the right follows from the output's size. At most 64 taps, at most 16 on an axis.
 //         c, a, residual: c_stride, a_stride, residual_stride numbers from pixel to pixel, so that each may be some channels of
 //         a wider image. bias [n]; image_bias [images, n], image_bias_stride from one to the next: the embedding of the
-//         timestep. bias, image_bias and residual may be null; residual may be c. Products of activations are linear layers
-//         too: q kᵀ is forward with w = k, p v is gradient with w = v.
+//         timestep. bias, image_bias and residual may be null; residual may be c. gates, if not null, in a gradient alone, which
+//         then adds nothing: the halves [a, b] of a GEGLU, y = a · gelu(b), whose result was the layer's input. c, like gates [.., 2 n],
+//         becomes their gradient. Products of activations are linear layers too: q kᵀ is forward with w = k, p v is gradient
+//         with w = v.
 // Types   f16, bf16 or f32 in and out, biases too; sums f32, rounded once. No sum depends on the order in which blocks run.
 // Needs   compute capability 8.0. With tensor cores: a, w 16-byte aligned; channels, a_stride, w_stride multiples of 8, in a
-//         gradient n too. Results are written in eights if c, the biases and residual allow it, else one by one.
+//         gradient n too. Results are written in eights if c and what comes to it allow it, else one by one.
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
@@ -46,7 +48,7 @@
 //         it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉ steps
 //         of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
-//         compute capability 8.0 (efficient_gemm.md).
+//         compute capability 8.0 (efficient_gemm.md). GEGLU: Shazeer, arXiv 2002.05202.
 //
 // Time    Predicted for an H100 by that rule, without product_sm90a.cu, not yet measured; SD 1.5 at 512², one image; gradients as forward with N and
 //         channels exchanged.
@@ -256,7 +258,7 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
     int pixels[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) pixels[i] = first_row + row + i < gather.rows ? gather.pixel(first_row + row + i) : -1;
-    deliver(p, [&](auto f) {
+    deliver<D>(p, [&](auto f) {
         if (first_column + first >= p.n) return;
         f(pixels, first_column + first, [&](auto& own) {
 #pragma unroll

@@ -118,7 +118,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
         store_vector(at + 8 * PITCH, float2{sums[2], sums[3]});
     }
     DEVICE_MEMBER void deliver() const {
-        ::deliver(p, [&](auto f) { each_result(f); });
+        ::deliver<D>(p, [&](auto f) { each_result(f); });
     }
     // Calls f for results that are this thread's, as the other deliver has it.
     template <typename F> DEVICE_MEMBER void each_result(F f) const {

@@ -9,7 +9,7 @@
 //     gradient, stride s   s         1         those that hit a pixel of the phase, 1 of s
 #pragma once
 
-#include "device.cuh"
+#include "activation.cuh"
 
 enum class Direction { Forward, Gradient };
 
@@ -17,7 +17,7 @@ enum class Direction { Forward, Gradient };
 template <typename T> struct Product {
     T* c;
     float* partial;
-    const T *a, *w, *bias, *image_bias, *residual;
+    const T *a, *w, *bias, *image_bias, *residual, *gates;
     int images, height, width, n, source_height, source_width, channels;
     int kernel_height, kernel_width, stride, top, left;
     int c_stride, a_stride, w_stride, residual_stride, image_bias_stride;
@@ -144,8 +144,17 @@ DEVICE int partial_stride(int n) { return (n + 7) / 8 * 8; }
 // Whether rows of results, and of what is added to them, can be taken in eights.
 template <typename T> DEVICE bool in_eights(const Product<T>& p) {
     auto address = [](const T* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
-    uintptr_t addresses = address(p.c) | address(p.bias) | address(p.image_bias) | address(p.residual);
+    uintptr_t addresses = address(p.c) | address(p.bias) | address(p.image_bias) | address(p.residual) | address(p.gates);
     return addresses % 16 == 0 && (p.n | p.c_stride | p.image_bias_stride | p.residual_stride) % 8 == 0;
+}
+
+// Writes results from `column` on: eight, or those that there are.
+template <typename T> DEVICE void store_own(const Product<T>& p, T* to, int column, const float (&from)[8], bool eights) {
+    if (eights) return store_8(to, from);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        if (column + j < p.n) to[j] = from_f32<T>(from[j]);
+    }
 }
 
 // Sums of COUNT pixels (negative: none), from `column` on, a multiple of 8, become results. Everything is read before
@@ -177,15 +186,46 @@ DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, 
         if (pixels[i] < 0) continue;
 #pragma unroll
         for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, added[i][j]);
-        T* to = p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column;
+        store_own(p, p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column, column, sums[i], eights);
+    }
+}
+
+// The same of sums that are the gradient of a GEGLU's result: they become the gradient of its halves, [a, b]. gates has a and b
+// where c will have their gradients.
+template <typename T, int COUNT>
+DEVICE void finish_gated(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
+    struct alignas(16) Eight { T at[8]; };
+    Eight halves[COUNT][2] = {};
+    bool eights = in_eights(p);
+    auto begin = [&](int pixel, int half) { return static_cast<int64_t>(pixel) * p.c_stride + half * p.n + column; };
+#pragma unroll
+    for (int i = 0; i < 2 * COUNT; ++i) {
+        if (pixels[i / 2] < 0) continue;
+        Eight& half = halves[i / 2][i % 2];
+        const T* from = p.gates + begin(pixels[i / 2], i % 2);
         if (eights) {
-            store_8(to, sums[i]);
+#pragma unroll
+            for (int j = 0; j < int(sizeof(half) / 16); ++j) {
+                store_vector(half.at + j * 16 / sizeof(T), load_vector<uint4>(from + j * 16 / sizeof(T)));
+            }
             continue;
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            if (column + j < p.n) to[j] = from_f32<T>(sums[i][j]);
+            if (column + j < p.n) half.at[j] = from[j];
         }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        if (pixels[i] < 0) continue;
+        float of_a[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float d = sums[i][j] * p.scale, a = to_f32(halves[i][0].at[j]), b = to_f32(halves[i][1].at[j]);
+            of_a[j] = d * gelu(b), sums[i][j] = d * a * gelu_derivative(b);
+        }
+        store_own(p, p.c + begin(pixels[i], 0), column, of_a, eights);
+        store_own(p, p.c + begin(pixels[i], 1), column, sums[i], eights);
     }
 }
 
@@ -197,7 +237,7 @@ template <typename T> DEVICE float* partial_of(const Product<T>& p, int split, i
 // A block's sums become results. each(f), the same for all splits of a tile, calls f(pixels, column, own), where the first pixel
 // exists if any does: own(sums) adds the block's sums of these pixels to zeros. The block that comes last to a tile adds what
 // all its splits have, first to last.
-template <typename T, typename Each> DEVICE void deliver(const Product<T>& p, Each each) {
+template <Direction D, typename T, typename Each> DEVICE void deliver(const Product<T>& p, Each each) {
     unsigned split = blockIdx.z % p.splits, tile = blockIdx.z / p.splits * gridDim.x + blockIdx.x;
     if (p.splits > 1) {
         each([&](auto& pixels, int column, auto own) {
@@ -228,7 +268,8 @@ template <typename T, typename Each> DEVICE void deliver(const Product<T>& p, Ea
                 for (int i = 0; i < COUNT; ++i) add_8(sums[i], from[i]), from[i] += size;
             }
         }
-        finish(p, pixels, column, sums);
+        if (D == Direction::Gradient && p.gates != nullptr) finish_gated(p, pixels, column, sums);
+        else finish(p, pixels, column, sums);
     });
 }
 
@@ -236,11 +277,11 @@ template <typename T, typename Each> DEVICE void deliver(const Product<T>& p, Ea
 
 #define PRODUCT(name, bounds, T, body)                                                                                 \
     KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,             \
-           const T* residual, int images, int height, int width, int n, int source_height, int source_width,           \
-           int channels, int kernel_height, int kernel_width, int stride, int top, int left, int c_stride,             \
-           int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale, int splits,            \
-           unsigned* arrivals) {                                                                                       \
-        Product<T> p{c, partial, a, w, bias, image_bias, residual, images, height, width, n, source_height,            \
+           const T* residual, const T* gates, int images, int height, int width, int n, int source_height,             \
+           int source_width, int channels, int kernel_height, int kernel_width, int stride, int top, int left,         \
+           int c_stride, int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale,          \
+           int splits, unsigned* arrivals) {                                                                           \
+        Product<T> p{c, partial, a, w, bias, image_bias, residual, gates, images, height, width, n, source_height,     \
                      source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
                      w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                           \
         body;                                                                                                          \

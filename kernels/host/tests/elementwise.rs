@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Storage, Uniform, assert_close, values};
+use common::{Storage, Uniform, assert_close, gelu, gelu_derivative, values};
 use half::{bf16, f16};
 use host_kernels::{Argument, Buffer, Launch, LaunchError};
 
@@ -36,25 +36,6 @@ macro_rules! for_all_types {
         $function::<f16>()?;
         $function::<bf16>()
     }};
-}
-
-/// Φ(x) = ½ + φ(x) (x + x³/3 + x⁵/15 + …) (Abramowitz & Stegun 26.2.11).
-fn normal_cdf(x: f64) -> f64 {
-    let (mut term, mut sum, mut k) = (x, x, 1.0);
-    while term.abs() > 1e-18 * sum.abs() {
-        k += 2.0;
-        term *= x * x / k;
-        sum += term;
-    }
-    0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
-}
-
-fn gelu(x: f64) -> f64 {
-    x * normal_cdf(x)
-}
-
-fn gelu_derivative(x: f64) -> f64 {
-    normal_cdf(x) + x * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
 }
 
 fn swish(x: f64, k: f64) -> f64 {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Matrix, Storage, Uniform, assert_close, values};
+use common::{Matrix, Storage, Uniform, assert_close, gelu, gelu_derivative, values};
 use half::{bf16, f16};
 use host_kernels::{Argument, Buffer, Launch, LaunchError, shuffled};
 
@@ -65,6 +65,8 @@ struct Problem {
     bias: bool,
     image_bias: bool,
     residual: bool,
+    /// Whether the gradient goes on through a GEGLU.
+    gates: bool,
     splits: usize,
     /// Behind each row of each matrix.
     gap: usize,
@@ -85,6 +87,7 @@ impl Problem {
             bias: false,
             image_bias: false,
             residual: false,
+            gates: false,
             splits: 1,
             gap: 8,
         }
@@ -146,7 +149,11 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
     let image_bias: Vec<T> = random.numbers(images * n);
     let residual: Vec<T> = random.numbers(pixels * n);
 
-    let c = Matrix::<T>::unwritten(pixels, n, gap);
+    let gated = direction == Gradient && problem.gates;
+    let width = if gated { 2 * n } else { n };
+    let gates: Vec<T> = (0..pixels * width).map(|_| T::round(4.0 * random.next())).collect();
+
+    let c = Matrix::<T>::unwritten(pixels, width, gap);
     let partial = Buffer::<f32>::unwritten(splits * pixels * n.next_multiple_of(8));
     let buffers = [
         Matrix::from_slice(&a, channels, gap),
@@ -154,6 +161,7 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
         Matrix::from_slice(&bias, n, 0),
         Matrix::from_slice(&image_bias, n, gap),
         Matrix::from_slice(&residual, n, gap),
+        Matrix::from_slice(&gates, width, gap),
     ];
     let given = |given: bool, matrix: usize| if given { (&buffers[matrix]).into() } else { Argument::NULL };
     let mut arguments: Vec<Argument<'_>> = vec![
@@ -164,6 +172,7 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
         given(problem.bias, 2),
         given(problem.image_bias, 3),
         given(problem.residual, 4),
+        given(gated, 5),
     ];
     let numbers = [
         images,
@@ -229,6 +238,10 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
         *x = *x * scale + added + rest;
         *magnitude = *magnitude * scale + added.abs() + rest.abs();
     }
+    if gated {
+        [expected, magnitude] =
+            [through_geglu(&expected, &gates, n, false), through_geglu(&magnitude, &gates, n, true)];
+    }
     // Rounded once to T. Before, a sum in f32 of as many terms, and a few operations.
     let terms = (channels * taps + 16) as f64;
     let tolerance = |i: usize| {
@@ -237,6 +250,25 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
     };
     assert_close(&format!("{direction:?} {tile:?} {problem:?}"), &c.values(), &expected, tolerance);
     Ok(())
+}
+
+/// From the gradient `d` of a GEGLU's result, `n` wide, to that of its halves; or how large its terms are at most.
+fn through_geglu<T: Storage>(d: &[f64], gates: &[T], n: usize, magnitude: bool) -> Vec<f64> {
+    let of_row = |(d, halves): (&[f64], &[T])| {
+        let (a, b) = halves.split_at(n);
+        let gelu = |b: &T| if magnitude { b.value().abs() } else { gelu(b.value()) };
+        let slope = |(a, b): (&T, &T)| {
+            if magnitude {
+                a.value().abs() * (1.0 + b.value().abs())
+            } else {
+                a.value() * gelu_derivative(b.value())
+            }
+        };
+        let of_a = b.iter().zip(d).map(|(b, d)| d * gelu(b));
+        let of_b = a.iter().zip(b).zip(d).map(|(gate, d)| d * slope(gate));
+        of_a.chain(of_b).collect::<Vec<_>>()
+    };
+    d.chunks(n).zip(gates.chunks(2 * n)).flat_map(of_row).collect()
 }
 
 fn both<T: Storage>(tile: Tile, problem: Problem) -> Result<(), LaunchError> {
@@ -313,6 +345,20 @@ fn what_rides_on_a_product() -> Result<(), LaunchError> {
         both::<f16>(tile, Problem { images: 2, ..Problem::linear(35, 16, 24).with_epilogue() })?;
     }
     both::<f16>(SMALL, Problem { stride: 2, ..Problem::convolution(2, [4, 4], [2, 2], 8, 8).with_epilogue() })
+}
+
+#[test]
+fn gradients_that_go_on_through_a_geglu() -> Result<(), LaunchError> {
+    for tile in TILES {
+        for splits in [1, 2] {
+            let problem = Problem { gates: true, splits, scale: 0.75, ..Problem::linear(67, 24, 136) };
+            check::<f16>(Gradient, tile, problem)?;
+            check::<bf16>(Gradient, tile, Problem { inputs: tile.columns + 8, ..problem })?;
+        }
+    }
+    let odd = Problem { gates: true, gap: 3, ..Problem::linear(65, 11, 7) };
+    check::<f32>(Gradient, PLAIN, odd)?;
+    check::<f16>(Gradient, PLAIN, odd)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::{ConvFunction, Padding};
-use crate::gpu::product::{self, Added, Geometry, Layer, Rows};
+use crate::gpu::product::{self, Added, Geometry, Layer, Onward, Rows};
 use crate::gpu::{Array, Gpu, View, kept};
 
 /// `y = conv(x) + bias (+ image_bias) (+ residual)`.
@@ -24,7 +24,13 @@ pub(crate) fn input_gradient<G: Gpu>(
     grad_output: View<'_, G>,
 ) -> Result<Array<G>> {
     let rows = Rows::new(grad_output, conv.channels_out);
-    product::input_gradient(gpu, &conv.geometry(shape), kept::<Layer<G>>(&conv.card)?, rows, None)
+    product::input_gradient(
+        gpu,
+        &conv.geometry(shape),
+        kept::<Layer<G>>(&conv.card)?,
+        rows,
+        Onward::Plus(None),
+    )
 }
 
 impl ConvFunction {

@@ -176,7 +176,7 @@ impl FrozenFunction for ConvFunction {
     }
 
     fn forward_on<G: Gpu>(&self, gpu: &G, x: View<'_, G>, shape: &[usize]) -> Result<Array<G>> {
-        cuda::forward(gpu, self, x, shape, &Added { image_bias: None, residual: None })
+        cuda::forward(gpu, self, x, shape, &Added::NOTHING)
     }
 
     fn input_gradient_on<G: Gpu>(

@@ -83,6 +83,18 @@ pub(crate) struct Added<'a, G: Gpu> {
     pub residual: Option<View<'a, G>>,
 }
 
+impl<G: Gpu> Added<'_, G> {
+    pub(crate) const NOTHING: Self = Self { image_bias: None, residual: None };
+}
+
+/// What becomes of a gradient while it is in registers.
+pub(crate) enum Onward<'a, G: Gpu> {
+    /// Nothing, or the sum with as many numbers.
+    Plus(Option<View<'a, G>>),
+    /// The layer's input was a GEGLU's result: the gradient of these halves, side by side, of the input's.
+    ThroughGeglu(View<'a, G>),
+}
+
 /// Rows of channels, and the numbers from one to the next.
 pub(crate) struct Rows<'a, G: Gpu> {
     pub view: View<'a, G>,
@@ -120,25 +132,28 @@ pub(crate) fn forward<G: Gpu>(
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
     let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
     let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
-    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias(geometry), added)?;
+    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias(geometry), added, None)?;
     Ok(y)
 }
 
-/// `dx = convᵀ(dy) (+ residual)`.
+/// `dx = convᵀ(dy)`, and what that becomes.
 pub(crate) fn input_gradient<G: Gpu>(
     gpu: &G,
     geometry: &Geometry,
     layer: &Layer<G>,
     grad_output: Rows<'_, G>,
-    residual: Option<View<'_, G>>,
+    onward: Onward<'_, G>,
 ) -> Result<Array<G>> {
     let Geometry { images, input, inputs, .. } = *geometry;
+    let (residual, gates, width) = match onward {
+        Onward::Plus(residual) => (residual, None, inputs),
+        Onward::ThroughGeglu(gates) => (None, Some(gates), 2 * inputs),
+    };
     let dtype = grad_output.view.dtype;
-    let dx = gpu.alloc(dtype, images * input[0] * input[1] * inputs)?;
+    let dx = gpu.alloc(dtype, images * input[0] * input[1] * width)?;
     let call = Call { direction: Direction::Gradient, geometry, dtype, scale: 1.0 };
-    let added = Added { image_bias: None, residual };
-    let rows = [Rows::new(dx.view(), inputs), grad_output, layer.rows(geometry)];
-    call.run(gpu, rows, None, &added)?;
+    let rows = [Rows::new(dx.view(), width), grad_output, layer.rows(geometry)];
+    call.run(gpu, rows, None, &Added { image_bias: None, residual }, gates)?;
     Ok(dx)
 }
 
@@ -152,7 +167,7 @@ pub(crate) fn by_rows<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, depth, n);
     let call = Call { direction: Direction::Forward, geometry, dtype: a.view.dtype, scale };
-    call.run(gpu, [to, a, b], None, &Added { image_bias: None, residual: None })
+    call.run(gpu, [to, a, b], None, &Added::NOTHING, None)
 }
 
 /// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
@@ -164,7 +179,7 @@ pub(crate) fn by_columns<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, n, depth);
     let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
-    call.run(gpu, [to, a, b], None, &Added { image_bias: None, residual: None })
+    call.run(gpu, [to, a, b], None, &Added::NOTHING, None)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -253,6 +268,7 @@ impl Call<'_> {
         [to, from, weight]: [Rows<'_, G>; 3],
         bias: Option<View<'_, G>>,
         added: &Added<'_, G>,
+        gates: Option<View<'_, G>>,
     ) -> Result<()> {
         if weight.view.dtype != self.dtype {
             let (lhs, rhs) = (self.dtype, weight.view.dtype);
@@ -267,7 +283,7 @@ impl Call<'_> {
         let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
         let partial = partial.transpose()?;
         let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
-        let pointers: [Argument<'_, G>; 7] = [
+        let pointers: [Argument<'_, G>; 8] = [
             to.view.into(),
             partial.as_ref().into(),
             from.view.into(),
@@ -275,6 +291,7 @@ impl Call<'_> {
             bias.into(),
             added.image_bias.into(),
             added.residual.into(),
+            gates.into(),
         ];
         let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
         let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);

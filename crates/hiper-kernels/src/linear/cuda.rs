@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::LinearFunction;
-use crate::gpu::product::{self, Added, Geometry, Layer, Rows};
+use crate::gpu::product::{self, Added, Geometry, Layer, Onward, Rows};
 use crate::gpu::{Array, Gpu, View, kept};
 
 /// Layers of one input whose weights lie one behind the other ([`Linear::side_by_side`](crate::Linear::side_by_side)), as one:
@@ -31,7 +31,7 @@ impl<'a, G: Gpu> Joined<'a, G> {
     /// `[rows, all O]`.
     pub(crate) fn forward(&self, gpu: &G, x: View<'_, G>) -> Result<Array<G>> {
         let geometry = Geometry::linear(x.len / self.inputs, self.inputs, self.outputs);
-        product::forward(gpu, &geometry, self.layer, x, &Added { image_bias: None, residual: None })
+        product::forward(gpu, &geometry, self.layer, x, &Added::NOTHING)
     }
 
     /// The sum of all layers' gradients `(+ residual)`, from `[rows, all O]`.
@@ -42,7 +42,13 @@ impl<'a, G: Gpu> Joined<'a, G> {
         residual: Option<View<'_, G>>,
     ) -> Result<Array<G>> {
         let geometry = Geometry::linear(grad_output.len / self.outputs, self.inputs, self.outputs);
-        product::input_gradient(gpu, &geometry, self.layer, Rows::new(grad_output, self.outputs), residual)
+        product::input_gradient(
+            gpu,
+            &geometry,
+            self.layer,
+            Rows::new(grad_output, self.outputs),
+            Onward::Plus(residual),
+        )
     }
 }
 
@@ -64,18 +70,28 @@ pub(crate) fn input_gradient<G: Gpu>(
     grad_output: View<'_, G>,
     residual: Option<View<'_, G>>,
 ) -> Result<Array<G>> {
-    input_gradient_of_columns(gpu, layer, grad_output, [0, layer.out_features], residual)
+    input_gradient_of_columns(gpu, layer, grad_output, [0, layer.out_features], Onward::Plus(residual))
 }
 
-/// The same where `dy` is some columns of a wider matrix: from column `first` on, of rows `width` wide.
+/// The same where `x` was a GEGLU's result: the gradient of its two halves, `gates`.
+pub(crate) fn gradient_of_gates<G: Gpu>(
+    gpu: &G,
+    layer: &LinearFunction,
+    gates: View<'_, G>,
+    grad_output: View<'_, G>,
+) -> Result<Array<G>> {
+    input_gradient_of_columns(gpu, layer, grad_output, [0, layer.out_features], Onward::ThroughGeglu(gates))
+}
+
+/// Where `dy` is some columns of a wider matrix: from column `first` on, of rows `width` wide.
 pub(crate) fn input_gradient_of_columns<G: Gpu>(
     gpu: &G,
     layer: &LinearFunction,
     matrix: View<'_, G>,
     [first, width]: [usize; 2],
-    residual: Option<View<'_, G>>,
+    onward: Onward<'_, G>,
 ) -> Result<Array<G>> {
     let geometry = Geometry::linear(matrix.len / width, layer.in_features, layer.out_features);
     let rows = Rows::new(matrix.from(first), width);
-    product::input_gradient(gpu, &geometry, kept::<Layer<G>>(&layer.card)?, rows, residual)
+    product::input_gradient(gpu, &geometry, kept::<Layer<G>>(&layer.card)?, rows, onward)
 }

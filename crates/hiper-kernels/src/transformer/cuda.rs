@@ -6,7 +6,7 @@ use candle_core::Result;
 use super::{Transformer, TransformerAttention, TransformerBlock};
 use crate::attention::cuda::{self as attention, Saved as SavedScores};
 use crate::attention::{AttentionMask, AttentionShape};
-use crate::gpu::product::Rows;
+use crate::gpu::product::{Onward, Rows};
 use crate::gpu::{Array, Gpu, View};
 use crate::linear::cuda::Joined;
 use crate::{Linear, geglu, group_norm, layer_norm, linear};
@@ -248,8 +248,7 @@ impl<G: Gpu> Pass<'_, G> {
         wanted: Wanted<'_, G>,
     ) -> Result<Gradients<G>> {
         let gpu = self.gpu;
-        let d = linear::cuda::input_gradient(gpu, &block.ff_out.0, dy, None)?;
-        let d = geglu::cuda::input_gradient(gpu, saved.gates.view(), block.ff_out.0.in_features, d.view())?;
+        let d = linear::cuda::gradient_of_gates(gpu, &block.ff_out.0, saved.gates.view(), dy)?;
         let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
         let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
 
@@ -316,7 +315,7 @@ impl<G: Gpu> Pass<'_, G> {
             &weights.to_k.0,
             both.view(),
             [0, 2 * width],
-            known,
+            Onward::Plus(known),
         )?;
         let columns = [width, 2 * width];
         linear::cuda::input_gradient_of_columns(
@@ -324,7 +323,7 @@ impl<G: Gpu> Pass<'_, G> {
             &weights.to_v.0,
             both.view(),
             columns,
-            Some(of_k.view()),
+            Onward::Plus(Some(of_k.view())),
         )
     }
 }

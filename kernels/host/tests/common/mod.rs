@@ -114,3 +114,22 @@ impl<'a, T: Storage> From<&'a Matrix<T>> for Argument<'a> {
         (&matrix.buffer).into()
     }
 }
+
+/// Φ(x) = ½ + φ(x) (x + x³/3 + x⁵/15 + …) (Abramowitz & Stegun 26.2.11).
+fn normal_cdf(x: f64) -> f64 {
+    let (mut term, mut sum, mut k) = (x, x, 1.0);
+    while term.abs() > 1e-18 * sum.abs() {
+        k += 2.0;
+        term *= x * x / k;
+        sum += term;
+    }
+    0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
+}
+
+pub fn gelu(x: f64) -> f64 {
+    x * normal_cdf(x)
+}
+
+pub fn gelu_derivative(x: f64) -> f64 {
+    normal_cdf(x) + x * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
+}
