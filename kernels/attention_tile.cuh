@@ -46,6 +46,7 @@ template <typename T, int D> struct InRegisters {
             uint32_t rest[2];
             ldmatrix_x2(rest, row + D - 8);
             fragments[D / 16][0] = rest[0], fragments[D / 16][1] = rest[1];
+            fragments[D / 16][2] = fragments[D / 16][3] = 0;
         }
     }
     DEVICE_MEMBER void fragment(uint32_t (&a)[4], int k) const {
@@ -69,81 +70,99 @@ template <typename T, int D> struct InShared {
 using Whole = std::true_type;
 using Short = std::false_type;
 
-// sums[m][n] += left[m] · (rows 8n…8n+7 of the tile)ᵀ; of a short tile for the first `count` rows, rounded up to 16.
-template <typename T, int D, int M, int N, typename Left, typename Extent>
-DEVICE void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], const T* tile, Extent, int count) {
-    int lane = lane_of_warp();
-    const T* row16 = tile + (lane % 8 + lane / 16 * 8) * ROW<D> + lane / 8 % 2 * 8;
-    const T* row8 = tile + lane % 16 * ROW<D> + D - 8;
+// How tiles lie in shared memory, and how they are multiplied: by warps, which every card can. The other way is in
+// attention_warpgroup.cuh.
+struct Warps {
+    // Numbers of a tile.
+    template <int D, int ROWS> static constexpr int TILE = ROWS * ROW<D>;
+
+    // Starts to copy a tile, as load_rows.
+    template <typename T, int D, int ROWS, int THREADS>
+    DEVICE_MEMBER static void load_tile(T* tile, const T* from, int stride, int valid) {
+        load_rows<T, D, ROWS, THREADS>(tile, from, stride, valid);
+    }
+    // Of a tile whose copies have arrived, before the barrier: what multiplies sees it.
+    DEVICE_MEMBER static void show_tile() {}
+
+    // sums[m][n] += left[m] · (rows 8n…8n+7 of the tile)ᵀ; of a short tile for the first `count` rows, rounded up to 16.
+    template <typename T, int D, int M, int N, typename Left, typename Extent>
+    DEVICE_MEMBER static void multiply_by_rows(float (&sums)[M][N][4], const Left (&left)[M], const T* tile, Extent, int count) {
+        int lane = lane_of_warp();
+        const T* row16 = tile + (lane % 8 + lane / 16 * 8) * ROW<D> + lane / 8 % 2 * 8;
+        const T* row8 = tile + lane % 16 * ROW<D> + D - 8;
 #pragma unroll
-    for (int k = 0; k < (D + 8) / 16; ++k) {
-        uint32_t a[M][4];
+        for (int k = 0; k < (D + 8) / 16; ++k) {
+            uint32_t a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; ++m) left[m].fragment(a[m], k);
+            for (int m = 0; m < M; ++m) left[m].fragment(a[m], k);
+#pragma unroll
+            for (int n = 0; n < N; n += 2) {
+                if (!Extent::value && n * 8 >= count) continue;
+                if (k < D / 16) {
+                    uint32_t b[4];
+                    ldmatrix_x4(b, row16 + n * 8 * ROW<D> + k * 16);
+                    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+                    for (int m = 0; m < M; ++m) {
+                        mma_m16n8k16<T>(sums[m][n], a[m], first);
+                        mma_m16n8k16<T>(sums[m][n + 1], a[m], second);
+                    }
+                } else {
+                    uint32_t b[2];
+                    ldmatrix_x2(b, row8 + n * 8 * ROW<D>);
+#pragma unroll
+                    for (int m = 0; m < M; ++m) {
+                        mma_m16n8k8<T>(sums[m][n], a[m][0], a[m][1], b[0]);
+                        mma_m16n8k8<T>(sums[m][n + 1], a[m][0], a[m][1], b[1]);
+                    }
+                }
+            }
+        }
+    }
+
+    // sums[m] += weights[m] · tile, with the weights where multiply_by_rows leaves them, rounded to T; of a short tile the first
+    // `count` rows, rounded up to 16.
+    template <typename T, int D, int M, int N, typename Extent>
+    DEVICE_MEMBER static void multiply_by_columns(float (&sums)[M][D / 8][4], const float (&weights)[M][N][4], const T* tile,
+                                                  Extent, int count) {
+        int lane = lane_of_warp();
+        const T* column = tile + lane % 16 * ROW<D> + lane / 16 * 8;
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             if (!Extent::value && n * 8 >= count) continue;
-            if (k < D / 16) {
-                uint32_t b[4];
-                ldmatrix_x4(b, row16 + n * 8 * ROW<D> + k * 16);
-                uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+            uint32_t a[M][4];
 #pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    mma_m16n8k16<T>(sums[m][n], a[m], first);
-                    mma_m16n8k16<T>(sums[m][n + 1], a[m], second);
+            for (int m = 0; m < M; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float* pair = weights[m][n + i / 2] + i % 2 * 2;
+                    a[m][i] = pack<T>(pair[0], pair[1]);
                 }
-            } else {
-                uint32_t b[2];
-                ldmatrix_x2(b, row8 + n * 8 * ROW<D>);
+            }
 #pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    mma_m16n8k8<T>(sums[m][n], a[m][0], a[m][1], b[0]);
-                    mma_m16n8k8<T>(sums[m][n + 1], a[m][0], a[m][1], b[1]);
+            for (int j = 0; j < D / 8; j += 2) {
+                if (j + 1 < D / 8) {
+                    uint32_t b[4];
+                    ldmatrix_x4_transposed(b, column + n * 8 * ROW<D> + j * 8);
+                    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+                    for (int m = 0; m < M; ++m) {
+                        mma_m16n8k16<T>(sums[m][j], a[m], first);
+                        mma_m16n8k16<T>(sums[m][j + 1], a[m], second);
+                    }
+                } else {
+                    uint32_t b[2];
+                    ldmatrix_x2_transposed(b, tile + (n * 8 + lane % 16) * ROW<D> + j * 8);
+#pragma unroll
+                    for (int m = 0; m < M; ++m) mma_m16n8k16<T>(sums[m][j], a[m], b);
                 }
             }
         }
     }
-}
 
-// sums[m] += weights[m] · tile, with the weights where multiply_by_rows leaves them, rounded to T; of a short tile the first
-// `count` rows, rounded up to 16.
-template <typename T, int D, int M, int N, typename Extent>
-DEVICE void multiply_by_columns(float (&sums)[M][D / 8][4], const float (&weights)[M][N][4], const T* tile, Extent,
-                                int count) {
-    int lane = lane_of_warp();
-    const T* column = tile + lane % 16 * ROW<D> + lane / 16 * 8;
-#pragma unroll
-    for (int n = 0; n < N; n += 2) {
-        if (!Extent::value && n * 8 >= count) continue;
-        uint32_t a[M][4];
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* pair = weights[m][n + i / 2] + i % 2 * 2;
-                a[m][i] = pack<T>(pair[0], pair[1]);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < D / 8; j += 2) {
-            if (j + 1 < D / 8) {
-                uint32_t b[4];
-                ldmatrix_x4_transposed(b, column + n * 8 * ROW<D> + j * 8);
-                uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    mma_m16n8k16<T>(sums[m][j], a[m], first);
-                    mma_m16n8k16<T>(sums[m][j + 1], a[m], second);
-                }
-            } else {
-                uint32_t b[2];
-                ldmatrix_x2_transposed(b, tile + (n * 8 + lane % 16) * ROW<D> + j * 8);
-#pragma unroll
-                for (int m = 0; m < M; ++m) mma_m16n8k16<T>(sums[m][j], a[m], b);
-            }
-        }
-    }
-}
+    // Before sums are read, or what they were made of changes.
+    template <typename... Sums> DEVICE_MEMBER static void finish(Sums&...) {}
+};
 
 // A sum or maximum over a row of 16 × 8 results: four lanes hold it.
 DEVICE float row_sum(float x) {

@@ -86,7 +86,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int step = 0; step < AHEAD; ++step) load(step);
 
-    Sums160 sums = {};
+    Sums<160> sums = {};
     int warpgroup_row = threadIdx.x / 128 * 64;
     for (int step = 0; step < block.count; ++step) {
         cp_async_wait<AHEAD - 1>();
@@ -101,9 +101,10 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         }
         warpgroup_commit();
         load(step + AHEAD);
-        warpgroup_wait<1>(sums);
+        warpgroup_wait<1>();
     }
-    warpgroup_wait<0>(sums);
+    warpgroup_wait<0>();
+    pin(sums);
 
     cp_async_wait<0>();
     __syncthreads();

@@ -22,7 +22,7 @@ struct Copy { void* to; const void* from; bool valid; };
 
 // A thread's part in those of its warpgroup.
 struct Products {
-    std::vector<std::vector<std::pair<Product160, Operands>>> groups = {{}};  // with what they read; the last one is open
+    std::vector<std::vector<std::pair<WarpgroupProduct, Operands>>> groups = {{}};  // with what they read; the last one is open
     size_t begun = 0;
     bool may_begin = false;
 };

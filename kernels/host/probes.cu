@@ -100,7 +100,7 @@ KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
     cp_async_wait<0>();
     if (error != 1) async_proxy_fence();
     __syncthreads();
-    Sums160 own = {};
+    Sums<160> own = {};
     if (error != 2) warpgroup_begin();
     const unsigned char* left = memory + (error == 5 && threadIdx.x >= 96 ? 32 : 0);
     uint64_t right = matrix_at(memory + LEFT, Lines::Of128, error == 6 ? 2048 : 1024, 0);
@@ -112,7 +112,7 @@ KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
         cp_async_wait<0>();
         async_proxy_fence();
     }
-    if (error != 4) warpgroup_wait<0>(own);
+    if (error != 4) warpgroup_wait<0>();
     float sum = 0.0f;
     for (int i = 0; i < 80; ++i) sum += own[i / 4][i % 4];
     sums[threadIdx.x] = sum;

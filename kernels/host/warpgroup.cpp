@@ -14,12 +14,15 @@ struct Descriptor {
 
     explicit Descriptor(uint64_t bits)
         : start((bits & 0x3fff) << 4), across((bits >> 16 & 0x3fff) << 4), down((bits >> 32 & 0x3fff) << 4),
-          line_bytes(256 >> (bits >> 62)), swizzle_mask(line_bytes / 16 - 1) {}
+          line_bytes(bits >> 62 == 0 ? 16 : 256 >> (bits >> 62)), swizzle_mask(line_bytes / 16 - 1) {}
 
     // Of a number: its row, and its place along the depth.
     uint32_t address(unsigned row, unsigned depth, bool transposed) const {
         uint32_t at = start;
-        if (transposed) {
+        if (line_bytes == 16) {
+            at += transposed ? depth / 8 * across + depth % 8 * 16 + row / 8 * down + row % 8 * 2
+                             : row / 8 * down + row % 8 * 16 + depth / 8 * across + depth % 8 * 2;
+        } else if (transposed) {
             at += depth / 8 * down + depth % 8 * line_bytes + row * 2 / line_bytes * across + row * 2 % line_bytes;
         } else {
             at += row / 8 * down + row % 8 * line_bytes + depth * 2;
@@ -38,28 +41,41 @@ uint16_t read(uint32_t address, int line) {
     return bits;
 }
 
-Operands operands_of(const Product160& product, int line) {
-    Operands operands;
+Operands operands_of(const WarpgroupProduct& product, int line) {
+    Operands operands = {};
     Descriptor a(product.a), b(product.b);
     unsigned number = block.running->number, first_row = number / 32 % 4 * 16 + lane() / 4, t = lane() % 4;
     for (unsigned k = 0; k < 16; ++k) {
-        for (unsigned i = 0; i < 2; ++i) operands.a[i][k] = read(a.address(first_row + 8 * i, k, false), line);
-        for (unsigned i = 0; i < 40; ++i) {
+        for (unsigned i = 0; i < 2 && !product.in_registers; ++i) {
+            operands.a[i][k] = read(a.address(first_row + 8 * i, k, false), line);
+        }
+        for (int i = 0; i < product.columns; ++i) {
             operands.b[i][k] = read(b.address(i / 2 * 8 + 2 * t + i % 2, k, product.transposed), line);
         }
     }
     return operands;
 }
 
-void multiply(const Product160& product, const Operands& operands) {
+void multiply(const WarpgroupProduct& product, const Operands& operands) {
     float a[2][16], b[16];
     for (int i = 0; i < 32; ++i) a[i / 16][i % 16] = product.value(operands.a[i / 16][i % 16]);
-    for (int column = 0; column < 40; ++column) {
+    for (int column = 0; column < product.columns; ++column) {
         for (int k = 0; k < 16; ++k) b[k] = product.value(operands.b[column][k]);
         for (int row = 0; row < 2; ++row) {
             float& sum = product.sums[column / 2][row * 2 + column % 2];
+            if (!product.add) sum = 0.0f;
             for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k];
         }
+    }
+}
+
+// A lane's rows of a, of which it and three others hold fragments.
+void gather_rows(uint16_t (&rows)[2][16], const uint32_t* a, int line) {
+    const Deposits& table = meet(a, 4 * sizeof *a, "wgmma", line);
+    sanitizer::Unwatched table_of_the_shim;
+    for (unsigned k = 0; k < 16; k += 2) {
+        const unsigned char* owner = table.bytes[lane() / 4 * 4 + k % 8 / 2];
+        for (unsigned i = 0; i < 2; ++i) std::memcpy(&rows[i][k], owner + (k / 8 * 2 + i) * sizeof *a, sizeof *a);
     }
 }
 
@@ -81,7 +97,8 @@ void show_async_proxy() {
 
 void begin_products() { block.running->products.may_begin = true; }
 
-void queue_product(const Product160& product, int line) {
+// `a`: the lane's fragment, if the product has one.
+void queue_product(const WarpgroupProduct& product, const uint32_t* a, int line) {
     unsigned number = block.running->number / WARPGROUP;
     if (number >= block.warpgroups.size()) fail("a product in a warpgroup of less than 128 threads", line);
     Products& products = block.running->products;
@@ -91,7 +108,9 @@ void queue_product(const Product160& product, int line) {
     std::pair matrices(product.a, product.b);
     if (products.begun == common.size()) common.push_back(matrices);
     if (common[products.begun++] != matrices) fail("warps of a warpgroup want different products", line);
-    products.groups.back().push_back({product, operands_of(product, line)});
+    Operands operands = operands_of(product, line);
+    if (product.in_registers) gather_rows(operands.a, a, line);
+    products.groups.back().push_back({product, operands});
 }
 
 void close_products() { block.running->products.groups.emplace_back(); }
@@ -101,6 +120,7 @@ void finish_products(int pending, int line) {
     for (; products.groups.size() > size_t(pending) + 1; products.groups.erase(products.groups.begin())) {
         for (const auto& [product, began] : products.groups.front()) {
             Operands now = operands_of(product, line);
+            if (product.in_registers) std::memcpy(now.a, began.a, sizeof now.a);
             if (std::memcmp(&now, &began, sizeof now) != 0) fail("shared memory changed while a product read it", line);
             multiply(product, now);
         }

@@ -7,12 +7,13 @@
 
 namespace host {
 
-// Of a product 64 × 160 × 16, what one thread needs: its two rows of a, its forty columns of b.
+// Of a product 64 × 8 N × 16, what one thread needs: its two rows of a, its 2 N columns of b.
 struct Operands { uint16_t a[2][16], b[40][16]; };
 
-struct Product160 {
+struct WarpgroupProduct {
     uint64_t a, b;
-    bool transposed;
+    bool transposed, in_registers, add;  // a in registers has no address
+    int columns;  // of the thread: 2 N
     float (*sums)[4];
     float (*value)(uint16_t);  // of a number of its type
 };
@@ -20,7 +21,7 @@ struct Product160 {
 uint32_t shared_address(const void* pointer, int line);
 void show_async_proxy();
 void begin_products();
-void queue_product(const Product160& product, int line);
+void queue_product(const WarpgroupProduct& product, const uint32_t* a, int line);
 void close_products();
 void finish_products(int pending, int line);
 void check_products();
@@ -34,12 +35,18 @@ DEVICE void async_proxy_fence() { host::show_async_proxy(); }
 DEVICE void warpgroup_begin(int line = __builtin_LINE()) { host::meet("", 1, "warpgroup_begin", line), host::begin_products(); }
 DEVICE void warpgroup_commit() { host::close_products(); }
 
-template <int pending> DEVICE void warpgroup_wait(Sums160&, int line = __builtin_LINE()) {
+template <int N> DEVICE void pin(float (&)[N][4]) {}
+template <int pending> DEVICE void warpgroup_wait(int line = __builtin_LINE()) {
     host::meet("", 1, "warpgroup_wait", line);
     host::finish_products(pending, line);
 }
 
 template <typename T, bool transposed>
-DEVICE void wgmma_m64n160k16(Sums160& d, uint64_t a, uint64_t b, int line = __builtin_LINE()) {
-    host::queue_product({a, b, transposed, d, host::value_of<T>}, line);
+DEVICE void wgmma_m64n160k16(Sums<160>& d, uint64_t a, uint64_t b, int line = __builtin_LINE()) {
+    host::queue_product({a, b, transposed, false, true, 40, d, host::value_of<T>}, nullptr, line);
+}
+
+template <typename T, bool transposed, bool add, int N>
+DEVICE void wgmma_k16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b, int line = __builtin_LINE()) {
+    host::queue_product({0, b, transposed, true, add, 2 * N, d, host::value_of<T>}, a, line);
 }

@@ -16,16 +16,22 @@ struct Head {
     tail: Plan,
 }
 
-/// Rows of a block, its threads and its shared memory.
+/// What a kernel's name begins with; rows of a block, its threads and its shared memory.
 #[derive(Clone, Copy)]
 struct Plan {
+    prefix: &'static str,
     rows: usize,
     threads: u32,
     shared_bytes: u32,
 }
 
 const fn plan(rows: usize, threads: u32, shared_bytes: u32) -> Plan {
-    Plan { rows, threads, shared_bytes }
+    Plan { prefix: "attention", rows, threads, shared_bytes }
+}
+
+/// By Hopper's own instructions.
+const fn hopper(shared_bytes: u32) -> Plan {
+    Plan { prefix: "attention_sm90a", ..plan(64, 128, shared_bytes) }
 }
 
 const HEADS: [Head; 5] = [
@@ -66,6 +72,13 @@ const HEADS: [Head; 5] = [
     },
 ];
 
+/// By Hopper's own instructions, but for the tail.
+const HOPPER: [Head; 3] = [
+    Head { forward: hopper(24960), queries: hopper(24960), keys: hopper(25984), ..HEADS[1] },
+    Head { forward: hopper(33280), queries: hopper(33280), keys: hopper(34304), ..HEADS[2] },
+    Head { forward: hopper(41600), queries: hopper(41600), keys: hopper(42624), ..HEADS[3] },
+];
+
 /// B images, H heads, sequences of queries and keys.
 #[derive(Clone, Copy, Debug)]
 struct Problem {
@@ -99,7 +112,7 @@ impl Problem {
         arguments: &[Argument<'_>],
     ) -> Result<(), LaunchError> {
         Launch {
-            name: &format!("attention_{kernel}_{}_d{}", T::NAME, self.dim),
+            name: &format!("{}_{kernel}_{}_d{}", plan.prefix, T::NAME, self.dim),
             grid: [rows.div_ceil(plan.rows), self.heads, self.images * splits].map(|n| n as u32),
             block: [plan.threads, 1, 1],
             shared_bytes: plan.shared_bytes,
@@ -330,17 +343,17 @@ fn backward_at_all_sizes<T: Storage>(head: Head) -> Result<(), LaunchError> {
 
 #[test]
 fn gradients_f16() -> Result<(), LaunchError> {
-    HEADS.into_iter().try_for_each(backward_at_all_sizes::<f16>)
+    HEADS.into_iter().chain(HOPPER).try_for_each(backward_at_all_sizes::<f16>)
 }
 
 #[test]
 fn gradients_bf16() -> Result<(), LaunchError> {
-    HEADS.into_iter().try_for_each(backward_at_all_sizes::<bf16>)
+    HEADS.into_iter().chain(HOPPER).try_for_each(backward_at_all_sizes::<bf16>)
 }
 
 #[test]
 fn causal() -> Result<(), LaunchError> {
-    for head in HEADS {
+    for head in HEADS.into_iter().chain(HOPPER) {
         for length in [1, 77, 150] {
             let problem = Problem {
                 images: 1,
@@ -361,7 +374,7 @@ fn causal() -> Result<(), LaunchError> {
 /// Exponentials of a key that does not exist overflow when all others are tiny: it must not matter.
 #[test]
 fn scores_far_below_zero() -> Result<(), LaunchError> {
-    for (head, offset) in HEADS.into_iter().zip([1.3, 1.2, 1.0, 1.0, 0.8]) {
+    for (head, offset) in HEADS.into_iter().chain(HOPPER).zip([1.3, 1.2, 1.0, 1.0, 0.8, 1.2, 1.0, 1.0]) {
         let problem = Problem {
             images: 1,
             heads: 1,
@@ -379,7 +392,7 @@ fn scores_far_below_zero() -> Result<(), LaunchError> {
 
 #[test]
 fn in_any_order_of_threads() -> Result<(), LaunchError> {
-    for (head, seed) in HEADS.into_iter().zip(1..) {
+    for (head, seed) in HEADS.into_iter().chain(HOPPER).zip(1..) {
         let problem = Problem {
             images: 1,
             heads: 1,
