@@ -1,18 +1,27 @@
-//! Attention on a card: `kernels/attention.cu` and `kernels/attention_backward.cu`, and `stored.rs` where those have no kernel.
+//! Attention on a card: `kernels/attention.cu`, `attention_backward.cu` and `attention_sm90a.cu`, and `stored.rs` where those have
+//! no kernel.
 
 use candle_core::{DType, Result};
 
 use super::{AttentionMask, AttentionShape, stored};
 use crate::gpu::product::Rows;
-use crate::gpu::{Argument, Array, Gpu, Launch, View, type_name};
+use crate::gpu::{Argument, Array, Chip, Gpu, Launch, View, type_name};
 
 /// How the kernels of a head size are launched; the tables at the top of their sources.
 struct Head {
     dim: usize,
+    warps: Kernels,
+    /// Those that Hopper alone has.
+    sm90a: Option<Kernels>,
+    tail: Plan,
+}
+
+/// Those that there are twice.
+struct Kernels {
+    prefix: &'static str,
     forward: Plan,
     queries: Plan,
     keys: Plan,
-    tail: Plan,
 }
 
 /// Rows of a block, its threads and its shared memory.
@@ -23,45 +32,54 @@ struct Plan {
     shared_bytes: usize,
 }
 
-const fn plan(rows: usize, threads: usize, shared_bytes: usize) -> Plan {
-    Plan { rows, threads, shared_bytes }
+const fn plan(rows: usize, shared_bytes: usize) -> Plan {
+    Plan { rows, threads: 128, shared_bytes }
+}
+
+const fn warps(forward: Plan, queries: Plan, keys: Plan) -> Kernels {
+    Kernels { prefix: "attention", forward, queries, keys }
+}
+
+/// Of so much shared memory, for the gradients of keys some more.
+const fn sm90a(shared_bytes: usize) -> Option<Kernels> {
+    let (plan, keys) = (plan(64, shared_bytes), plan(64, shared_bytes + 1024));
+    Some(Kernels { prefix: "attention_sm90a", forward: plan, queries: plan, keys })
+}
+
+const fn tail(shared_bytes: usize) -> Plan {
+    Plan { rows: 16, threads: 32, shared_bytes }
 }
 
 const HEADS: [Head; 5] = [
     Head {
         dim: 32,
-        forward: plan(128, 128, 20480),
-        queries: plan(128, 128, 20480),
-        keys: plan(128, 128, 20480),
-        tail: plan(16, 32, 10752),
+        warps: warps(plan(128, 20480), plan(128, 20480), plan(128, 20480)),
+        sm90a: None,
+        tail: tail(10752),
     },
     Head {
         dim: 40,
-        forward: plan(128, 128, 20480),
-        queries: plan(128, 128, 20480),
-        keys: plan(128, 128, 20480),
-        tail: plan(16, 32, 10752),
+        warps: warps(plan(128, 20480), plan(128, 20480), plan(128, 20480)),
+        sm90a: sm90a(24960),
+        tail: tail(10752),
     },
     Head {
         dim: 64,
-        forward: plan(128, 128, 36864),
-        queries: plan(64, 128, 36864),
-        keys: plan(64, 128, 37888),
-        tail: plan(16, 32, 37888),
+        warps: warps(plan(128, 36864), plan(64, 36864), plan(64, 37888)),
+        sm90a: sm90a(33280),
+        tail: tail(37888),
     },
     Head {
         dim: 80,
-        forward: plan(64, 128, 45056),
-        queries: plan(64, 128, 22528),
-        keys: plan(64, 128, 23040),
-        tail: plan(16, 32, 23040),
+        warps: warps(plan(64, 45056), plan(64, 22528), plan(64, 23040)),
+        sm90a: sm90a(41600),
+        tail: tail(23040),
     },
     Head {
         dim: 160,
-        forward: plan(64, 128, 43008),
-        queries: plan(64, 128, 43008),
-        keys: plan(64, 128, 64768),
-        tail: plan(16, 32, 32512),
+        warps: warps(plan(64, 43008), plan(64, 43008), plan(64, 64768)),
+        sm90a: None,
+        tail: tail(32512),
     },
 ];
 
@@ -89,13 +107,13 @@ pub(crate) fn forward<G: Gpu>(
     keep: bool,
 ) -> Result<(Array<G>, Option<Array<G>>)> {
     let dtype = qkv[0].view.dtype;
-    let Some(call) = Call::new(shape, dtype) else {
+    let Some(call) = Call::new(gpu.chip(), shape, dtype) else {
         return Ok((stored::forward(gpu, shape, qkv)?, None));
     };
     let width = shape.width();
     let y = gpu.alloc(dtype, shape.batch * shape.queries * width)?;
     let rows = shape.batch * shape.num_heads * shape.queries;
-    let keep = keep && Call::of_gradient(shape, dtype).is_some();
+    let keep = keep && Call::of_gradient(gpu.chip(), shape, dtype).is_some();
     let log_sum_exp = keep.then(|| gpu.alloc(DType::F32, rows)).transpose()?;
     let [causal, scale]: [Argument<'_, G>; 2] =
         [(shape.mask == AttentionMask::Causal).into(), shape.softmax_scale.into()];
@@ -103,7 +121,7 @@ pub(crate) fn forward<G: Gpu>(
     let inputs = qkv.map(|rows| rows.view.into());
     let lengths = [shape.queries, shape.keys, width].map(Argument::from);
     let strides = qkv.map(|rows| rows.stride.into());
-    let launch = call.launch("forward", call.head.forward, shape.queries, 1);
+    let launch = call.launch("forward", call.kernels.forward, shape.queries);
     gpu.launch(&launch, &[&results, inputs.as_slice(), &lengths, &strides, &[scale, causal]].concat())?;
     Ok((y, log_sum_exp))
 }
@@ -162,7 +180,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         saved: &'a Saved<'a, G>,
         grad_output: View<'a, G>,
     ) -> Result<Option<Self>> {
-        let Some(call) = Call::of_gradient(shape, grad_output.dtype) else { return Ok(None) };
+        let Some(call) = Call::of_gradient(gpu.chip(), shape, grad_output.dtype) else { return Ok(None) };
         let Some(log_sum_exp) = saved.log_sum_exp else {
             candle_core::bail!("attention: backward of a pass that kept nothing")
         };
@@ -178,7 +196,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         let inputs = [grad_output, y, log_sum_exp, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys].map(Argument::from);
         let strides = [dq.stride, width, width, q.stride, k.stride, v.stride].map(Argument::from);
-        let launch = call.launch("backward_queries", call.head.queries, shape.queries, 1);
+        let launch = call.launch("backward_queries", call.kernels.queries, shape.queries);
         let arguments =
             [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
         gpu.launch(&launch, &arguments)?;
@@ -193,7 +211,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         let inputs = [grad_output, log_sum_exp, delta, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys].map(Argument::from);
         let strides = [dk.stride, dv.stride, shape.width(), q.stride, k.stride, v.stride].map(Argument::from);
-        let launch = call.launch("backward_keys", call.head.keys, shape.keys, 1);
+        let launch = call.launch("backward_keys", call.kernels.keys, shape.keys);
         let arguments =
             [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
         gpu.launch(&launch, &arguments)
@@ -212,7 +230,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         let inputs = [grad_output, log_sum_exp, delta, q.view, k.view, v.view].map(Argument::from);
         let lengths = [shape.queries, shape.keys, tail, splits].map(Argument::from);
         let strides = [2 * width, 2 * width, width, q.stride, k.stride, v.stride].map(Argument::from);
-        let launch = call.launch("backward_tail", call.head.tail, tail, splits);
+        let launch = call.launch_in("attention", "backward_tail", call.head.tail, tail, splits);
         gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
         let sums = gpu.alloc(call.dtype, len)?;
         let (name, threads) = (format!("sum_splits_{}", type_name(call.dtype)), 256);
@@ -226,24 +244,31 @@ impl<'a, G: Gpu> Gradient<'a, G> {
 struct Call<'a> {
     shape: &'a AttentionShape,
     head: &'static Head,
+    kernels: &'static Kernels,
     dtype: DType,
 }
 
 impl<'a> Call<'a> {
     /// None if no kernel has the heads' size or type.
-    fn new(shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
+    fn new(chip: Chip, shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
         let head = HEADS.iter().find(|head| head.dim == shape.head_dim)?;
-        matches!(dtype, DType::F16 | DType::BF16).then_some(Self { shape, head, dtype })
+        let kernels = head.sm90a.as_ref().filter(|_| chip.sm90a).unwrap_or(&head.warps);
+        matches!(dtype, DType::F16 | DType::BF16).then_some(Self { shape, head, kernels, dtype })
     }
 
     /// The same of the gradient, whose kernels know no mask.
-    fn of_gradient(shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
-        Self::new(shape, dtype).filter(|_| shape.mask == AttentionMask::None)
+    fn of_gradient(chip: Chip, shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
+        Self::new(chip, shape, dtype).filter(|_| shape.mask == AttentionMask::None)
     }
 
-    fn launch(&self, kernel: &str, plan: Plan, rows: usize, splits: usize) -> Launch {
+    fn launch(&self, kernel: &str, plan: Plan, rows: usize) -> Launch {
+        self.launch_in(self.kernels.prefix, kernel, plan, rows, 1)
+    }
+
+    /// In so many splits.
+    fn launch_in(&self, prefix: &str, kernel: &str, plan: Plan, rows: usize, splits: usize) -> Launch {
         Launch {
-            name: format!("attention_{kernel}_{}_d{}", type_name(self.dtype), self.head.dim),
+            name: format!("{prefix}_{kernel}_{}_d{}", type_name(self.dtype), self.head.dim),
             grid: [rows.div_ceil(plan.rows), self.shape.num_heads, self.shape.batch * splits],
             threads: plan.threads,
             shared_bytes: plan.shared_bytes,

@@ -232,8 +232,8 @@ impl CustomOp3 for AttentionOp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::host::on_host;
-    use crate::testing::{CARD_DTYPES, check, check_on_card};
+    use crate::gpu::{Chip, host::on_host};
+    use crate::testing::{CARD_DTYPES, check, check_on_card, check_on_chip};
     use candle_core::{DType, Device};
 
     #[test]
@@ -271,11 +271,12 @@ mod tests {
             (1, 40, 300, 1, 80),
             (2, 9, 33, 1, 160),
         ] {
-            for dtype in [DType::F16, DType::BF16] {
+            for (chip, dtype) in Chip::SINGLE.into_iter().flat_map(|c| [(c, DType::F16), (c, DType::BF16)]) {
                 let (softmax_scale, mask) = ((d as f64).powf(-0.5), AttentionMask::None);
                 let config = AttentionConfig { num_heads: heads, softmax_scale, mask };
                 let width = heads * d;
-                check_on_card(
+                check_on_chip(
+                    chip,
                     dtype,
                     &[&[b, queries, width], &[b, keys, width], &[b, keys, width]],
                     |x| attention(&x[0], &x[1], &x[2], &config),
