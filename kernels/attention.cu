@@ -11,11 +11,11 @@
 // Needs   compute capability 8.0.
 //
 //         D     threads  queries of a block  keys of a tile  shared memory, bytes  registers (8.0 / 9.0; none spilled)
-//         32    128      128                 64              20480                 190 / 183
-//         40    128      128                 64              20480                 200 / 196
-//         64    128      128                 64              36864                 237 / 240
-//         80    128      64                  64              45056                 165 / 165
-//         160   128      64                  32              43008                 218 / 223
+//         32    128      128                 64              20480                 194 / 185
+//         40    128      128                 64              20480                 197 / 210
+//         64    128      128                 64              36864                 237 / 255
+//         80    128      64                  64              45056                 159 / 166
+//         160   128      64                  32              43008                 214 / 226
 //
 //         Grid: queries over those of a block, rounded up, in x; heads in y; B in z.
 // Source  FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithm 1: queries in registers, keys and values through two

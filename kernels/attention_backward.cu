@@ -20,21 +20,21 @@
 // Needs   compute capability 8.0.
 //
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
-//         32    queries  128      128              32                 20480                 163 / 168
-//               keys     128      128              32                 20480                 216 / 212
+//         32    queries  128      128              32                 20480                 157 / 161
+//               keys     128      128              32                 20480                 214 / 210
 //               tail     32       16               32                 10752                 128 / 128
-//         40    queries  128      128              32                 20480                 199 / 195
-//               keys     128      128              32                 20480                 237 / 240
-//               tail     32       16               32                 10752                 136 / 137
-//         64    queries  128      64               64                 36864                 167 / 170
-//               keys     128      64               64                 37888                 234 / 232
-//               tail     32       16               64                 37888                 238 / 234
-//         80    queries  128      64               32                 22528                 159 / 164
-//               keys     128      64               32                 23040                 218 / 218
-//               tail     32       16               32                 23040                 218 / 218
-//         160   queries  128      64               32                 43008                 243 / 249
-//               keys     128      64               16                 64768                 247 / 246
-//               tail     32       16               16                 32512                 248 / 245
+//         40    queries  128      128              32                 20480                 196 / 191
+//               keys     128      128              32                 20480                 235 / 238
+//               tail     32       16               32                 10752                 128 / 128
+//         64    queries  128      64               64                 36864                 147 / 146
+//               keys     128      64               64                 37888                 234 / 230
+//               tail     32       16               64                 37888                 234 / 232
+//         80    queries  128      64               32                 22528                 160 / 164
+//               keys     128      64               32                 23040                 216 / 216
+//               tail     32       16               32                 23040                 214 / 216
+//         160   queries  128      64               32                 43008                 249 / 248
+//               keys     128      64               16                 64768                 246 / 245
+//               tail     32       16               16                 32512                 247 / 244
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
 //         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 queries fills a card.
@@ -50,8 +50,8 @@
 //         sum_splits           32 splits of 5 · 640: 0.4 MB                                 2.5 µs
 //
 //         A step's backward pass has 4, 5 and 5 self-attentions of the three sizes, one of 64 × 64, and 16 over 77 keys, the
-//         first of them without d_q: 1.4 ms. Hopper's own products (wgmma) are not used. Of a whole tile's instructions at D 40,
-//         68 of 240 are products in queries, 88 of 290 in keys (9.0).
+//         first of them without d_q: 1.4 ms, on Hopper less: attention_sm90a.cu. Of a whole tile's instructions at D 40, 68 of
+//         240 are products in queries, 88 of 290 in keys (9.0).
 #include "attention_backward.cuh"
 
 // Rows of a block: WARPS · 16 · M; columns of a tile: COLUMNS. The left sides of products stay in registers, if they fit.

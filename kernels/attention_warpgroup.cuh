@@ -34,7 +34,7 @@ struct Warpgroup {
 
     DEVICE_MEMBER static void show_tile() { async_proxy_fence(); }
 
-    // sums[n] = left · (rows 8n…8n+7 of the tile)ᵀ, which were zeros; a short tile's other rows are zeros.
+    // sums[n] = left · (rows 8n…8n+7 of the tile)ᵀ, with zeros for the rows that a short tile lacks.
     template <typename T, int D, int N, typename Extent>
     DEVICE_MEMBER static void multiply_by_rows(float (&sums)[1][N][4], const InRegisters<T, D> (&left)[1], const T* tile, Extent,
                                                int) {

@@ -26,10 +26,10 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                248 / 250
-//         64x160    128      64 × 160            87552 / 90624              2                196 / 202
+//         128x128   128      128 × 128           100352 / 103424            2                248 / 252
+//         64x160    128      64 × 160            87552 / 90624              2                198 / 202
 //         64x64     128      64 × 64             50688 / 53760              4                128 / 128
-//         none      128      64 × 64             10240                      4                124 / 128
+//         none      128      64 × 64             10240                      4                128 / 128
 //
 //         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
 //         1 forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are

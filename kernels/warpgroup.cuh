@@ -6,7 +6,8 @@
 // host/warpgroup.hpp.
 //
 // In order: async_proxy_fence in the threads whose copies to shared memory have arrived, a barrier, warpgroup_begin, products,
-// warpgroup_commit, which closes a group of them; warpgroup_wait, and pin, before the sums are read or anything is copied to where they read.
+// warpgroup_commit, which closes a group of them; warpgroup_wait before anything is copied to where they read, and pin before the
+// sums are read.
 #pragma once
 
 #include "device.cuh"

@@ -31,7 +31,8 @@ pub(crate) fn concatenate([a, b]: [&Tensor; 2], dim: usize) -> Result<Tensor> {
         let whole = gpu.alloc(a.dtype(), rows * (widths[0] + widths[1]))?;
         let launch = Launch::over_rows(format!("concatenate_{}", type_name(a.dtype())), rows, &widths);
         with_views(&gpu, [a, b], |[a, b]| {
-            gpu.launch(&launch, &[(&whole).into(), a.into(), b.into(), rows.into(), widths[0].into(), widths[1].into()])
+            let sizes = [rows, widths[0], widths[1]].map(Argument::from);
+            gpu.launch(&launch, &[&[(&whole).into(), a.into(), b.into()], &sizes[..]].concat())
         })?;
         whole.into_tensor(&gpu, &dims)
     })
@@ -41,14 +42,16 @@ pub(crate) fn concatenate([a, b]: [&Tensor; 2], dim: usize) -> Result<Tensor> {
 pub(crate) fn split(whole: &Tensor, dim: usize, len: usize) -> Result<[Tensor; 2]> {
     let narrow = |first, len| whole.narrow(dim, first, len);
     let parts = [narrow(0, len)?, narrow(len, whole.dim(dim)? - len)?];
-    let Some(card) = card_of([whole, whole], true)? else { return Ok(parts) };
+    let Some(card) = card_of(parts.each_ref(), true)? else { return Ok(parts) };
     let rows: usize = whole.dims()[..dim].iter().product();
     let widths = parts.each_ref().map(|part| part.elem_count() / rows.max(1));
     on_card!(card, gpu => {
-        let [a, b] = [gpu.alloc(whole.dtype(), rows * widths[0])?, gpu.alloc(whole.dtype(), rows * widths[1])?];
+        let [a, b] = widths.map(|width| gpu.alloc(whole.dtype(), rows * width));
+        let (a, b) = (a?, b?);
         let launch = Launch::over_rows(format!("split_{}", type_name(whole.dtype())), rows, &widths);
         with_views(&gpu, [whole], |[x]| {
-            gpu.launch(&launch, &[(&a).into(), (&b).into(), x.into(), rows.into(), widths[0].into(), widths[1].into()])
+            let sizes = [rows, widths[0], widths[1]].map(Argument::from);
+            gpu.launch(&launch, &[&[(&a).into(), (&b).into(), x.into()], &sizes[..]].concat())
         })?;
         Ok([a.into_tensor(&gpu, parts[0].dims())?, b.into_tensor(&gpu, parts[1].dims())?])
     })

@@ -70,9 +70,15 @@ fn layers_of_sd15() -> Vec<Geometry> {
 /// Milliseconds of an H100, forward and back, as docs/cuda.md has them.
 #[test]
 fn products_of_a_step_are_predicted() {
-    let layers = layers_of_sd15();
-    let predicted = |sm90a| {
+    let predicted = |batch: usize, sm90a| {
         let chip = Chip { sm90a, ..Chip::H100 };
+        let layers = layers_of_sd15().into_iter().map(|layer| match layer {
+            Geometry { input: [1, rows], inputs, outputs, .. } => {
+                Geometry::linear(batch * rows, inputs, outputs)
+            }
+            convolution => Geometry { images: batch, ..convolution },
+        });
+        let layers: Vec<Geometry> = layers.collect();
         [Direction::Forward, Direction::Gradient].map(|direction| {
             let clocks = layers.iter().map(|geometry| {
                 let call = Call { direction, geometry, dtype: DType::F16, scale: 1.0 };
@@ -81,6 +87,8 @@ fn products_of_a_step_are_predicted() {
             format!("{:.1}", clocks.sum::<usize>() as f64 / 1.755e6)
         })
     };
-    assert_eq!(predicted(true), ["1.7", "1.7"]);
-    assert_eq!(predicted(false), ["2.2", "2.1"]);
+    assert_eq!(predicted(1, true), ["1.7", "1.7"]);
+    assert_eq!(predicted(1, false), ["2.2", "2.1"]);
+    assert_eq!(predicted(2, true)[0], "2.5");
+    assert_eq!(predicted(8, true), ["8.1", "7.9"]);
 }
