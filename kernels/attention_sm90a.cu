@@ -9,8 +9,8 @@
 //         D     kernel            threads  rows of a block  columns of a tile  shared memory, bytes  registers  blocks of a
 //                                                                                                               multiprocessor
 //         40    forward           128      64               64                 24960                 116        4
-//               backward_queries  128      64               64                 24960                 138        3
-//               backward_keys     128      64               64                 25984                 167        3
+//               backward_queries  128      64               32                 12672                 107        4
+//               backward_keys     128      64               32                 13184                 127        4
 //         64    forward           128      64               64                 33280                 128        3
 //               backward_queries  128      64               64                 33280                 154        3
 //               backward_keys     128      64               64                 34304                 213        2
@@ -22,30 +22,29 @@
 // Source  FlashAttention-2 (arXiv 2307.08691), as there; wgmma as the PTX ISA has it, tiles without swizzle, which are read along
 //         their rows and across them. Heads of 40 are 48 deep for scores, the last 8 zeros.
 //
-// Time    Predicted for an H100 as in attention.cu, not yet measured. Clocks that a tile of 64 × 64 takes of a multiprocessor at D 40:
+// Time    Predicted for an H100 as in attention.cu, not yet measured. Clocks that 64 × 64 scores take of a multiprocessor at D 40:
 //         tensor cores at 989 TFLOP/s; exponentials at 16 a clock; instructions of a warp (9.0a), one a clock for each of its four.
 //
 //                                tensor cores  exponentials  instructions
 //         forward                176           256           288
-//         backward_queries       272           256           265
-//         backward_keys          352           256           348
+//         backward_queries       272           256           350
+//         backward_keys          352           256           452
 //
-//         4096 × 4096, D 40 are 32768 tiles: 41, 38 and 50 µs at the largest of each, if warpgroups overlap. 512 blocks are one wave
-//         forward; of the gradients' 116 come behind the others, one to a multiprocessor, 64 tiles of 750 and 900 clocks one
-//         after another. 1024 × 1024, D 80 are 128 blocks, 16 tiles of 850, 900 and 1100 clocks.
+//         4096 × 4096, D 40 are 32768 times that, in 512 blocks, which are one wave: 41, 50 and 64 µs at the largest of each, if
+//         warpgroups overlap. 1024 × 1024, D 80 are 128 blocks, 16 tiles of 850, 900 and 1100 clocks one after another.
 //
 //                             forward  queries  keys    without: forward  queries  keys
-//         4096 × 4096, D 40   50 µs    60 µs    75 µs            75 µs    95 µs    125 µs
+//         4096 × 4096, D 40   50 µs    55 µs    70 µs            75 µs    95 µs    125 µs
 //         1024 × 1024, D 80   9 µs     10 µs    12 µs            12 µs    15 µs    20 µs
 //
-//         The attentions of a UNet's pass: 0.4 ms, backward 1.0 ms.
+//         The attentions of a UNet's pass: 0.4 ms, backward 0.9 ms.
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
 #include "attention_warpgroup.cuh"
 
 template <int D> struct Shape {
     using By = Warpgroup;
-    static constexpr int WARPS = 4, M = 1, KEYS = 64, COLUMNS = 64;
+    static constexpr int WARPS = 4, M = 1, KEYS = 64, COLUMNS = D == 40 ? 32 : 64;
     template <typename T> using Left = InRegisters<T, D>;
 };
 
@@ -54,9 +53,9 @@ template <int D> struct Shape {
     FORWARD_OF(attention_sm90a_forward_##T##_d##D, (128, forward), T, D, Shape<D>)                                     \
     BACKWARD_QUERIES(attention_sm90a_backward_queries_##T##_d##D, (128, queries), T, D, Shape<D>)                      \
     BACKWARD_KEYS(attention_sm90a_backward_keys_##T##_d##D, (128, keys), T, D, Shape<D>)
-OF_HEAD(f16, 40, 4, 3, 3)
+OF_HEAD(f16, 40, 4, 4, 4)
 OF_HEAD(f16, 64, 3, 3, 2)
 OF_HEAD(f16, 80, 3, 2, 2)
-OF_HEAD(bf16, 40, 4, 3, 3)
+OF_HEAD(bf16, 40, 4, 4, 4)
 OF_HEAD(bf16, 64, 3, 3, 2)
 OF_HEAD(bf16, 80, 3, 2, 2)

@@ -45,7 +45,8 @@ template <int N> DEVICE void pin(float (&sums)[N][4]) {
     else asm volatile(before "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 " operands __VA_ARGS__)
 #define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define TWENTY(j) FOUR(j), FOUR(j + 1), FOUR(j + 2), FOUR(j + 3), FOUR(j + 4)
-#define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
+#define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_16 "%16, %17, %18, %19"
 #define NAMES_20 "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_32 "%32, %33, %34, %35, %36, %37, %38, %39"
 #define NAMES_40 "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59"
@@ -54,24 +55,27 @@ template <int N> DEVICE void pin(float (&sums)[N][4]) {
 // d += a · b, 64 × 160 results of depth 16, products of two T summed in f32. Rows of a are along the depth, and those of b, its
 // columns, unless `transposed`: then they are across it.
 template <typename T, bool transposed> DEVICE void wgmma_m64n160k16(Sums<160>& d, uint64_t a, uint64_t b) {
-    WGMMA("", "160", "{" NAMES_0 ", " NAMES_20 ", " NAMES_32 ", " NAMES_40 ", " NAMES_60 "}, %80, %81, 1, 1, 1, 0, %82;",
+    WGMMA("", "160", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 ", " NAMES_32 ", " NAMES_40 ", " NAMES_60 "}, %80, %81, 1, 1, 1, 0, %82;",
           : TWENTY(0), TWENTY(5), TWENTY(10), TWENTY(15) : "l"(a), "l"(b), "n"(int{transposed}));
 }
 
-// The same with 8 · N columns: 40, 64 or 80; each warp has its rows of a in registers, as mma_m16n8k16 does. `add`: or d = a · b.
+// The same with 8 · N columns: 32, 40, 64 or 80; each warp has its rows of a in registers, as mma_m16n8k16 does. `add`: or d = a · b.
 #define A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 #define ADD(n) "{\n.reg .pred add;\nsetp.ne.b32 add, %" n ", 0;\n"
 template <typename T, bool transposed, bool add, int N>
 DEVICE void wgmma_k16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b) {
-    static_assert(N == 5 || N == 8 || N == 10);
-    if constexpr (N == 5) {
-        WGMMA(ADD("26"), "40", "{" NAMES_0 "}, {%20, %21, %22, %23}, %24, add, 1, 1, %25;\n}",
+    static_assert(N == 4 || N == 5 || N == 8 || N == 10);
+    if constexpr (N == 4) {
+        WGMMA(ADD("22"), "32", "{" NAMES_0 "}, {%16, %17, %18, %19}, %20, add, 1, 1, %21;\n}",
+              : FOUR(0), FOUR(1), FOUR(2), FOUR(3) : A, "l"(b), "n"(int{transposed}), "n"(int{add}));
+    } else if constexpr (N == 5) {
+        WGMMA(ADD("26"), "40", "{" NAMES_0 ", " NAMES_16 "}, {%20, %21, %22, %23}, %24, add, 1, 1, %25;\n}",
               : TWENTY(0) : A, "l"(b), "n"(int{transposed}), "n"(int{add}));
     } else if constexpr (N == 8) {
-        WGMMA(ADD("38"), "64", "{" NAMES_0 ", " NAMES_20 "}, {%32, %33, %34, %35}, %36, add, 1, 1, %37;\n}",
+        WGMMA(ADD("38"), "64", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 "}, {%32, %33, %34, %35}, %36, add, 1, 1, %37;\n}",
               : TWENTY(0), FOUR(5), FOUR(6), FOUR(7) : A, "l"(b), "n"(int{transposed}), "n"(int{add}));
     } else {
-        WGMMA(ADD("46"), "80", "{" NAMES_0 ", " NAMES_20 ", " NAMES_32 "}, {%40, %41, %42, %43}, %44, add, 1, 1, %45;\n}",
+        WGMMA(ADD("46"), "80", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 ", " NAMES_32 "}, {%40, %41, %42, %43}, %44, add, 1, 1, %45;\n}",
               : TWENTY(0), TWENTY(5) : A, "l"(b), "n"(int{transposed}), "n"(int{add}));
     }
 }
@@ -79,6 +83,7 @@ DEVICE void wgmma_k16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b) {
 #undef FOUR
 #undef TWENTY
 #undef NAMES_0
+#undef NAMES_16
 #undef NAMES_20
 #undef NAMES_32
 #undef NAMES_40

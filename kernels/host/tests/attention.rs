@@ -74,7 +74,7 @@ const HEADS: [Head; 5] = [
 
 /// By Hopper's own instructions, but for the tail.
 const HOPPER: [Head; 3] = [
-    Head { forward: hopper(24960), queries: hopper(24960), keys: hopper(25984), ..HEADS[1] },
+    Head { forward: hopper(24960), queries: hopper(12672), keys: hopper(13184), ..HEADS[1] },
     Head { forward: hopper(33280), queries: hopper(33280), keys: hopper(34304), ..HEADS[2] },
     Head { forward: hopper(41600), queries: hopper(41600), keys: hopper(42624), ..HEADS[3] },
 ];

@@ -40,10 +40,10 @@ const fn warps(forward: Plan, queries: Plan, keys: Plan) -> Kernels {
     Kernels { prefix: "attention", forward, queries, keys }
 }
 
-/// Of so much shared memory, for the gradients of keys some more.
-const fn sm90a(shared_bytes: usize) -> Option<Kernels> {
-    let (plan, keys) = (plan(64, shared_bytes), plan(64, shared_bytes + 1024));
-    Some(Kernels { prefix: "attention_sm90a", forward: plan, queries: plan, keys })
+/// Of so much shared memory: forward, and for the gradients of queries and keys.
+const fn sm90a(forward: usize, queries: usize, keys: usize) -> Option<Kernels> {
+    let [forward, queries, keys] = [plan(64, forward), plan(64, queries), plan(64, keys)];
+    Some(Kernels { prefix: "attention_sm90a", forward, queries, keys })
 }
 
 const fn tail(shared_bytes: usize) -> Plan {
@@ -60,19 +60,19 @@ const HEADS: [Head; 5] = [
     Head {
         dim: 40,
         warps: warps(plan(128, 20480), plan(128, 20480), plan(128, 20480)),
-        sm90a: sm90a(24960),
+        sm90a: sm90a(24960, 12672, 13184),
         tail: tail(10752),
     },
     Head {
         dim: 64,
         warps: warps(plan(128, 36864), plan(64, 36864), plan(64, 37888)),
-        sm90a: sm90a(33280),
+        sm90a: sm90a(33280, 33280, 34304),
         tail: tail(37888),
     },
     Head {
         dim: 80,
         warps: warps(plan(64, 45056), plan(64, 22528), plan(64, 23040)),
-        sm90a: sm90a(41600),
+        sm90a: sm90a(41600, 41600, 42624),
         tail: tail(23040),
     },
     Head {
