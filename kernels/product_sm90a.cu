@@ -1,19 +1,21 @@
 // Products with a frozen weight by Hopper's own instructions: what product.cu computes, with its parameters, faster.
 //
-// product_sm90a_{forward,gradient}_{f16,bf16}_{128x160,64x160}
+// product_sm90a_{forward,gradient}_{f16,bf16}_{128x160,64x160,64x64}
 //
 // Shapes, types  as product.cu's kernels with tensor cores; splits too
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x160   256      128 × 160           186368                1                           128
-//         64x160    128      64 × 160            173568                1                           128
+//         128x160   256      128 × 160           186368                1                           147
+//         64x160    128      64 × 160            173568                1                           146
+//         64x64     128      64 × 64             99840                 2                           143
 //
 //         Nothing is spilled. Grid as product.cu's.
 //
-// Choice  By product.cu's estimate, among its tiles and these, with 770 and 480 clocks for a step of 128x160 and 64x160: shared
-//         memory moves 128 bytes a clock, a step's copies (36 and 28 KB) and 7 KB for each product of 64 × 160 × 16, which is 736
-//         and 448 clocks; some more to meet at the barrier. The tensor cores need 640 and 320.
+// Choice  By product.cu's estimate, among its tiles and these, with 770, 480 and 290 clocks for a step of 128x160, 64x160 and 64x64:
+//         shared memory moves 128 bytes a clock, a step's copies (36, 28 and 16 KB) and 7 KB for each product of 64 × 160 × 16, 4 KB
+//         for one of 64 × 64 × 16, which is 736, 448 and 256 clocks; some more to meet at the barrier. The tensor cores need 640,
+//         320 and 128.
 // Source  wgmma as the PTX ISA has it. The weights of a gradient lie across the depth, in lines of 64 bytes, as 160 is a multiple
 //         of 32 and not of 64. Copies are each thread's own, not the tensor memory accelerator's: a row gathers what it
 //         reads, zeros beside the image too.
@@ -32,13 +34,16 @@
 //         256    1280   9 · 2560     64x160   4       128      15.1    29 µs    36 µs    520
 //         256    10240  1280         128x160  1       128      6.7     10 µs    18 µs    680
 //         256    1280   5120         64x160   4       128      3.4     10 µs    12 µs    330
+//         256    1280   1280         64x64    1       80       0.8     4 µs     6 µs     190
+//         64     1280   9 · 1280     64x64    6       120      1.9     9 µs     11 µs    220 (weights: 10 µs)
+//         77     1280   768          64x64    1       40       0.2     3 µs     4 µs     keys and values of the text
 //         16384  512    9 · 512      128x160  1       512      77      131 µs   141 µs   590 (VAE)
 #include "product_block.cuh"
 #include "warpgroup.cuh"
 
-// A block of WARPGROUPS times 64 × 160 results.
-template <int WARPGROUPS, int STAGES_> struct Tile {
-    static constexpr int ROWS = WARPGROUPS * 64, COLUMNS = 160, THREADS = WARPGROUPS * 128, STAGES = STAGES_;
+// A block of WARPGROUPS times 64 × COLUMNS results.
+template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
+    static constexpr int ROWS = WARPGROUPS * 64, COLUMNS = COLUMNS_, THREADS = WARPGROUPS * 128, STAGES = STAGES_;
 };
 
 // The weights of a step. Forward: lines of 64 channels, one a result. Gradient: lines of 32 results, one a channel; the 64 channels
@@ -86,7 +91,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int step = 0; step < AHEAD; ++step) load(step);
 
-    Sums<160> sums = {};
+    Sums<Shape::COLUMNS> sums = {};
     int warpgroup_row = threadIdx.x / 128 * 64;
     for (int step = 0; step < block.count; ++step) {
         cp_async_wait<AHEAD - 1>();
@@ -96,8 +101,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) {
             const T* left = block.left(step) + warpgroup_row * DEPTH + k * 16;
-            wgmma_m64n160k16<T, D == Direction::Gradient>(sums, matrix_at(left, Lines::Of128, 8 * DEPTH * sizeof(T), 0),
-                                                          Right::matrix(block.right(step), k));
+            wgmma_k16<T, D == Direction::Gradient>(sums, matrix_at(left, Lines::Of128, 8 * DEPTH * sizeof(T), 0),
+                                                   Right::matrix(block.right(step), k));
         }
         warpgroup_commit();
         load(step + AHEAD);
@@ -115,12 +120,15 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     block.deliver();
 }
 
-using Tile64x160 = Tile<1, 6>;
-using Tile128x160 = Tile<2, 5>;
-#define OF_TILE(T, tile, threads)                                                                                      \
-    PRODUCT(product_sm90a_forward_##T##_##tile, (threads), T, (product<T, Direction::Forward, Tile##tile>(p)))          \
-    PRODUCT(product_sm90a_gradient_##T##_##tile, (threads), T, (product<T, Direction::Gradient, Tile##tile>(p)))
-OF_TILE(f16, 64x160, 128)
-OF_TILE(f16, 128x160, 256)
-OF_TILE(bf16, 64x160, 128)
-OF_TILE(bf16, 128x160, 256)
+using Tile64x64 = Tile<1, 64, 6>;
+using Tile64x160 = Tile<1, 160, 6>;
+using Tile128x160 = Tile<2, 160, 5>;
+#define OF_TILE(T, tile, threads, blocks)                                                                              \
+    PRODUCT(product_sm90a_forward_##T##_##tile, (threads, blocks), T, (product<T, Direction::Forward, Tile##tile>(p)))  \
+    PRODUCT(product_sm90a_gradient_##T##_##tile, (threads, blocks), T, (product<T, Direction::Gradient, Tile##tile>(p)))
+OF_TILE(f16, 64x64, 128, 2)
+OF_TILE(f16, 64x160, 128, 1)
+OF_TILE(f16, 128x160, 256, 1)
+OF_TILE(bf16, 64x64, 128, 2)
+OF_TILE(bf16, 64x160, 128, 1)
+OF_TILE(bf16, 128x160, 256, 1)

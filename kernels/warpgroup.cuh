@@ -52,14 +52,20 @@ template <int N> DEVICE void pin(float (&sums)[N][4]) {
 #define NAMES_40 "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59"
 #define NAMES_60 "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 
-// d += a · b, 64 × 160 results of depth 16, products of two T summed in f32. Rows of a are along the depth, and those of b, its
-// columns, unless `transposed`: then they are across it.
-template <typename T, bool transposed> DEVICE void wgmma_m64n160k16(Sums<160>& d, uint64_t a, uint64_t b) {
-    WGMMA("", "160", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 ", " NAMES_32 ", " NAMES_40 ", " NAMES_60 "}, %80, %81, 1, 1, 1, 0, %82;",
-          : TWENTY(0), TWENTY(5), TWENTY(10), TWENTY(15) : "l"(a), "l"(b), "n"(int{transposed}));
+// d += a · b, 64 × 8 N results of depth 16, products of two T summed in f32; N is 8 or 20. Rows of a are along the depth, and those
+// of b, its columns, unless `transposed`: then they are across it.
+template <typename T, bool transposed, int N> DEVICE void wgmma_k16(float (&d)[N][4], uint64_t a, uint64_t b) {
+    static_assert(N == 8 || N == 20);
+    if constexpr (N == 8) {
+        WGMMA("", "64", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 "}, %32, %33, 1, 1, 1, 0, %34;",
+              : TWENTY(0), FOUR(5), FOUR(6), FOUR(7) : "l"(a), "l"(b), "n"(int{transposed}));
+    } else {
+        WGMMA("", "160", "{" NAMES_0 ", " NAMES_16 ", " NAMES_20 ", " NAMES_32 ", " NAMES_40 ", " NAMES_60 "}, %80, %81, 1, 1, 1, 0, %82;",
+              : TWENTY(0), TWENTY(5), TWENTY(10), TWENTY(15) : "l"(a), "l"(b), "n"(int{transposed}));
+    }
 }
 
-// The same with 8 · N columns: 32, 40, 64 or 80; each warp has its rows of a in registers, as mma_m16n8k16 does. `add`: or d = a · b.
+// The same with N of 4, 5, 8 or 10, where each warp has its rows of a in registers, as mma_m16n8k16 does. `add`: or d = a · b.
 #define A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 #define ADD(n) "{\n.reg .pred add;\nsetp.ne.b32 add, %" n ", 0;\n"
 template <typename T, bool transposed, bool add, int N>

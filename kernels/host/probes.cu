@@ -104,7 +104,7 @@ KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
     if (error != 2) warpgroup_begin();
     const unsigned char* left = memory + (error == 5 && threadIdx.x >= 96 ? 32 : 0);
     uint64_t right = matrix_at(memory + LEFT, Lines::Of128, error == 6 ? 2048 : 1024, 0);
-    wgmma_m64n160k16<f16, false>(own, matrix_at(left, Lines::Of128, 1024, 0), right);
+    wgmma_k16<f16, false>(own, matrix_at(left, Lines::Of128, 1024, 0), right);
     warpgroup_commit();
     if (error == 3) {
         cp_async_16(memory + threadIdx.x * 16, ones, false);

@@ -41,9 +41,9 @@ template <int pending> DEVICE void warpgroup_wait(int line = __builtin_LINE()) {
     host::finish_products(pending, line);
 }
 
-template <typename T, bool transposed>
-DEVICE void wgmma_m64n160k16(Sums<160>& d, uint64_t a, uint64_t b, int line = __builtin_LINE()) {
-    host::queue_product({a, b, transposed, false, true, 40, d, host::value_of<T>}, nullptr, line);
+template <typename T, bool transposed, int N>
+DEVICE void wgmma_k16(float (&d)[N][4], uint64_t a, uint64_t b, int line = __builtin_LINE()) {
+    host::queue_product({a, b, transposed, false, true, 2 * N, d, host::value_of<T>}, nullptr, line);
 }
 
 template <typename T, bool transposed, bool add, int N>

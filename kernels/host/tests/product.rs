@@ -25,10 +25,11 @@ struct Tile {
     shared_bytes: [u32; 2],
 }
 
-const TILES: [Tile; 5] = [
+const TILES: [Tile; 6] = [
     SMALL,
     Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], ..SMALL },
     Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], ..SMALL },
+    Tile { shared_bytes: [99_840; 2], prefix: "product_sm90a", ..SMALL },
     Tile { suffix: "_64x160", columns: 160, shared_bytes: [173_568; 2], prefix: "product_sm90a", ..SMALL },
     Tile {
         suffix: "_128x160",

@@ -213,7 +213,7 @@ const SMALL: Tile = Tile {
 };
 
 /// Those behind the first three are Hopper's.
-const TILES: [Tile; 5] = [
+const TILES: [Tile; 6] = [
     Tile {
         suffix: "_128x128",
         rows: 128,
@@ -233,6 +233,7 @@ const TILES: [Tile; 5] = [
         shared_bytes: [186_368; 2],
         clocks: 770,
     },
+    Tile { prefix: "product_sm90a", shared_bytes: [99_840; 2], clocks: 290, ..SMALL },
     Tile {
         prefix: "product_sm90a",
         suffix: "_64x160",
