@@ -31,26 +31,31 @@ struct Descriptor {
     }
 };
 
-uint16_t read(uint32_t address, int line) {
-    if (address < WINDOW || address + 2 > WINDOW + block.launch->shared_bytes) {
+// Neighbours, of one piece of 16 bytes.
+void read(uint16_t* to, int count, uint32_t address, int line) {
+    uint32_t bytes = count * sizeof *to;
+    if (address < WINDOW || address + bytes > WINDOW + block.launch->shared_bytes) {
         fail("a product reads outside of its shared memory", line);
     }
     if (address % 16 == 0) sanitizer::reads(place.shared + address - WINDOW, 16);
-    uint16_t bits;
-    std::memcpy(&bits, block.async_memory.data() + address - WINDOW, sizeof bits);
-    return bits;
+    std::memcpy(to, block.async_memory.data() + address - WINDOW, bytes);
 }
 
 Operands operands_of(const WarpgroupProduct& product, int line) {
     Operands operands = {};
     Descriptor a(product.a), b(product.b);
     unsigned number = block.running->number, first_row = number / 32 % 4 * 16 + lane() / 4, t = lane() % 4;
-    for (unsigned k = 0; k < 16; ++k) {
-        for (unsigned i = 0; i < 2 && !product.in_registers; ++i) {
-            operands.a[i][k] = read(a.address(first_row + 8 * i, k, false), line);
-        }
-        for (int i = 0; i < product.columns; ++i) {
-            operands.b[i][k] = read(b.address(i / 2 * 8 + 2 * t + i % 2, k, product.transposed), line);
+    auto row = [&](uint16_t (&to)[16], const Descriptor& matrix, unsigned row) {
+        for (unsigned k = 0; k < 16; k += 8) read(to + k, 8, matrix.address(row, k, false), line);
+    };
+    for (unsigned i = 0; i < 2 && !product.in_registers; ++i) row(operands.a[i], a, first_row + 8 * i);
+    for (int i = 0; i < product.columns; i += 2) {
+        unsigned column = i / 2 * 8 + 2 * t;
+        if (!product.transposed) row(operands.b[i], b, column), row(operands.b[i + 1], b, column + 1);
+        for (unsigned k = 0; k < 16 && product.transposed; ++k) {
+            uint16_t pair[2];
+            read(pair, 2, b.address(column, k, true), line);
+            operands.b[i][k] = pair[0], operands.b[i + 1][k] = pair[1];
         }
     }
     return operands;

@@ -91,7 +91,7 @@ impl<G: Gpu> Added<'_, G> {
 pub(crate) enum Onward<'a, G: Gpu> {
     /// Nothing, or the sum with as many numbers.
     Plus(Option<View<'a, G>>),
-    /// The layer's input was a GEGLU's result: the gradient of these halves, side by side, of the input's.
+    /// The gradient of these halves, side by side: the layer's input was the result of their GEGLU.
     ThroughGeglu(View<'a, G>),
 }
 
