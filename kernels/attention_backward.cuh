@@ -127,7 +127,7 @@ DEVICE void attention_backward_queries(T* d_q, float* delta, const T* d_o, const
     }
 }
 
-// The gradients of keys first_key … keys − 1 from the queries of one split; see the shapes above for where they go.
+// The gradients of keys first_key … keys − 1 from the queries of one split; attention_backward.cu says where they go.
 template <typename T, int D, typename Shape, typename Out>
 DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const float* lse, const float* delta, const T* q,
                                     const T* k, const T* v, int queries, int keys, int first_key, int splits, int d_k_stride,
