@@ -37,41 +37,43 @@
 //         height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; the block that comes last to a tile adds them, first to last.
 //         arrivals: a zero for each tile of each phase, zero again afterwards. Both null for 1 split.
 //
-// Choice  Of all tiles (on Hopper those of product_sm90a.cu too), and 1 to 16 splits of 4 steps at least, the fewest
+// Choice  Of all tiles (on Hopper those of product_sm90a.cu instead), and 1 to 16 splits of 4 steps at least, the fewest
 //         clocks, estimated as
 //
-//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · clocks + 2000)
+//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · max(clocks, bytes / share) + 2000)
 //                 + (2000 + (1 + splits) · results of a tile · 4 / 48, if splits > 1)
 //
 //         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
-//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; 2000 to begin and end a block; then what
-//         it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉ steps
-//         of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
+//         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; bytes what a step copies, 128 · (rows + columns),
+//         and share what the second-level cache has for a block in a clock: 32 bytes where every multiprocessor wants some (an A100's has
+//         5120 a clock for all, by its white paper; 132 would have 39 each), up to 64 where fewer do; 2000 to begin and end a
+//         block; then what it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉
+//         steps of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md). GEGLU: Shazeer, arXiv 2002.05202.
 //
-// Time    Predicted for an H100 by that rule, without product_sm90a.cu, not yet measured; SD 1.5 at 512², one image; gradients as forward with N and
+// Time    Predicted for an H100 by that rule, without product_sm90a.cu, not yet measured: SD 1.5 at 512², one image; gradients as forward with N and
 //         channels exchanged.
 //
 //         M      N      depth        tile     splits  blocks   GFLOP   time        TFLOP/s
-//         4096   320    9 · 320      64x160   1       128      7.5     18 µs       410
-//         4096   320    9 · 960      64x160   1       128      22.6    53 µs       430
-//         4096   320    320          64x160   1       128      0.8     3 µs        280
-//         4096   2560   320          128x128  1       640      6.7     18 µs       380
-//         4096   320    1280         64x160   1       128      3.4     9 µs        380
-//         1024   640    9 · 640      128x128  3       120      7.5     20 µs       390
-//         1024   640    9 · 1920     128x128  3       120      22.6    48 µs       470
+//         4096   320    9 · 320      128x128  1       96       7.5     22 µs       340
+//         4096   320    9 · 960      128x128  1       96       22.6    65 µs       350
+//         4096   320    320          128x128  1       96       0.8     3 µs        240
+//         4096   2560   320          128x128  1       640      6.7     20 µs       330
+//         4096   320    1280         128x128  1       96       3.4     11 µs       320
+//         1024   640    9 · 640      128x128  3       120      7.5     21 µs       350
+//         1024   640    9 · 1920     128x128  3       120      22.6    53 µs       420
 //         1024   640    640          64x160   1       64       0.8     5 µs        170
-//         1024   5120   640          128x128  1       320      6.7     18 µs       380
-//         256    1280   9 · 1280     64x160   4       128      7.5     22 µs       350
-//         256    1280   9 · 2560     128x128  6       120      15.1    36 µs       420
+//         1024   5120   640          128x128  1       320      6.7     21 µs       320
+//         256    1280   9 · 1280     128x128  6       120      7.5     24 µs       320
+//         256    1280   9 · 2560     128x128  6       120      15.1    40 µs       380
 //         256    1280   1280         64x64    1       80       0.8     6 µs        150
-//         256    10240  1280         64x160   1       256      6.7     18 µs       380
-//         256    1280   5120         64x160   4       128      3.4     12 µs       270
-//         64     1280   9 · 1280     64x64    6       120      1.9     11 µs       180 (weights: 10 µs)
-//         4096   4      9 · 320      64x64    2       128      0.1     8 µs        conv_out
+//         256    10240  1280         64x160   1       256      6.7     23 µs       300
+//         256    1280   5120         128x128  5       100      3.4     14 µs       230
+//         64     1280   9 · 1280     64x64    6       120      1.9     12 µs       160 (weights: 10 µs)
+//         4096   4      9 · 320      64x64    2       128      0.1     9 µs        conv_out
 //         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
-//         16384  512    9 · 512      128x128  1       512      77      141 µs      550 (VAE)
+//         16384  512    9 · 512      128x128  1       512      77      173 µs      450 (VAE)
 //
 //         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 7 µs.
 #include "product_block.cuh"
@@ -89,20 +91,49 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
     static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
 
-    // As load_weights.
-    DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part,
-                                   bool wanted) {
-        if constexpr (D == Direction::Forward) return load_weights<T, Shape>(tile, w, p, first_column, channel, part, wanted);
-        constexpr int PIECES = COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES, COPIES = (DEPTH + AT_ONCE - 1) / AT_ONCE;
-        int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, row = channel + first, column = first_column + piece * 8;
-        tile += first * PITCH + piece * 8;
-        w += static_cast<int64_t>(row) * p.w_stride + column;
+    static constexpr int PIECE = 64, DOWN = D == Direction::Forward ? COLUMNS : DEPTH;
+    static constexpr int ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + PIECE - 1) / PIECE;
+
+    // Where a piece of a step is, null if nowhere.
+    template <typename B>
+    DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int down, int across) {
+        constexpr bool FORWARD = D == Direction::Forward;
+        int column = block.first_column + (FORWARD ? down : across * PIECE);
+        channel += FORWARD ? across * PIECE : down;
+        if (channel >= block.p.channels || column >= block.p.n) return nullptr;
+        int64_t row = FORWARD ? column : channel;
+        return block.p.w + tap.weight + row * block.p.w_stride + (FORWARD ? channel : column);
+    }
+    // Starts to copy a part of a step, if there is this step.
+    template <typename B> DEVICE_MEMBER static void load(const B& block, int step, int part, bool wanted) {
+        const Product<T>& p = block.p;
+        const T* w = p.w + block.tap.weight;
+        T* tile = block.right(step);
+        if constexpr (D == Direction::Forward) {
+            constexpr int AT_ONCE = Shape::THREADS / 8, COPIES = COLUMNS / AT_ONCE;
+            static_assert(COLUMNS % AT_ONCE == 0 && AT_ONCE % 8 == 0);
+            int first = threadIdx.x / 8, piece = threadIdx.x % 8, row = block.first_column + first;
+            int channel = block.next_channel + piece * 8;
+            tile += swizzled(first, piece);
+            w += static_cast<int64_t>(row) * p.w_stride + channel;
 #pragma unroll
-        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
-            int i = copy * AT_ONCE;
-            bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= DEPTH || i + first < DEPTH);
-            cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < p.n && row + i < p.channels,
-                        wanted && mine);
+            for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+                int i = copy * AT_ONCE;
+                cp_async_16(tile + i * DEPTH, w + static_cast<int64_t>(i) * p.w_stride, channel < p.channels && row + i < p.n, wanted);
+            }
+        } else {
+            constexpr int PIECES = COLUMNS / 8, AT_ONCE = Shape::THREADS / PIECES, COPIES = (DEPTH + AT_ONCE - 1) / AT_ONCE;
+            int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+            int row = block.next_channel + first, column = block.first_column + piece * 8;
+            tile += first * PITCH + piece * 8;
+            w += static_cast<int64_t>(row) * p.w_stride + column;
+#pragma unroll
+            for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+                int i = copy * AT_ONCE;
+                bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= DEPTH || i + first < DEPTH);
+                cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < p.n && row + i < p.channels,
+                            wanted && mine);
+            }
         }
     }
     // Fragments of 16 channels, from 16 k on, for a warp's columns from `first_column` on.

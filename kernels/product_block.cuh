@@ -1,8 +1,9 @@
 // A block of a product with tensor cores: which rows, columns and steps are its own, how a step comes to shared memory, how
-// sums leave it. What multiplies in between is in product.cu and product_sm90a.cu.
+// sums leave it. What multiplies in between, and how weights come and lie, is in product.cu and product_sm90a.cu.
 //
 // A block makes Shape::ROWS × Shape::COLUMNS results. A step is DEPTH channels of a tap; Shape::STAGES of them have a place in
-// shared memory, each the gathered rows and behind them the weights, which Right copies.
+// shared memory, each the gathered rows and behind them the weights, which Right copies: Right::DOWN lines of Right::ACROSS times
+// Right::PIECE numbers.
 #pragma once
 
 #include "product_tile.cuh"
@@ -17,23 +18,6 @@ DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part 
 // Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
 // tensor cores read lie in different banks.
 DEVICE int swizzled(int row, int piece) { return row * DEPTH + (piece ^ row % 8) * 8; }
-
-// The weights of a step, forward: a row a result channel, DEPTH long. Starts to copy a part of the channels from `channel` on, if
-// there is this step; `w` is the tap's first weight.
-template <typename T, typename Shape>
-DEVICE void load_weights(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part, bool wanted) {
-    constexpr int AT_ONCE = Shape::THREADS / 8, COPIES = Shape::COLUMNS / AT_ONCE;
-    static_assert(Shape::COLUMNS % AT_ONCE == 0 && AT_ONCE % 8 == 0);
-    int first = threadIdx.x / 8, piece = threadIdx.x % 8, row = first_column + first;
-    channel += piece * 8;
-    tile += swizzled(first, piece);
-    w += static_cast<int64_t>(row) * p.w_stride + channel;
-#pragma unroll
-    for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
-        int i = copy * AT_ONCE;
-        cp_async_16(tile + i * DEPTH, w + static_cast<int64_t>(i) * p.w_stride, channel < p.channels && row + i < p.n, wanted);
-    }
-}
 
 template <typename T, Direction D, typename Shape, typename Right> struct Block {
     static constexpr int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, THREADS = Shape::THREADS, AT_ONCE = THREADS / 8;
@@ -53,9 +37,11 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     int next_tap, next_channel;
     Tap tap{};
 
-    DEVICE_MEMBER explicit Block(const Product<T>& p)
+    // Of `together` neighbours, each has other rows and the same columns.
+    DEVICE_MEMBER explicit Block(const Product<T>& p, int together = 1)
         : p(p), tiles_across((p.n + COLUMNS - 1) / COLUMNS),
-          first_row(blockIdx.x / tiles_across * ROWS), first_column(blockIdx.x % tiles_across * COLUMNS),
+          first_row((blockIdx.x / (tiles_across * together) * together + blockIdx.x % together) * ROWS),
+          first_column(blockIdx.x / together % tiles_across * COLUMNS),
           gather(p, blockIdx.z / p.splits), stages(reinterpret_cast<T*>(shared_memory())),
           taps(reinterpret_cast<Tap*>(stages + Shape::STAGES * STAGE)), rows(reinterpret_cast<Row*>(taps + MAX_TAPS)),
           copied_row(threadIdx.x / 8), piece(threadIdx.x % 8) {
@@ -67,20 +53,17 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     }
     DEVICE_MEMBER bool is_empty() const { return first_row >= gather.rows; }
     // What all steps look up, and the weights of the first steps on their way from memory: before a launch's turn, as weights
-    // and sizes are known by then. Blocks that have the same weights share the lines of 64 numbers among them. (Where the weights are
+    // and sizes are known by then. Blocks that have the same weights share the pieces among them. (Where the weights are
     // activations, which a launch before writes, it is of no use, and does no harm.)
     DEVICE_MEMBER void prepare(int steps) const {
-        constexpr bool FORWARD = D == Direction::Forward;
-        constexpr int LINE = 64, DOWN = FORWARD ? COLUMNS : DEPTH, ACROSS = ((FORWARD ? DEPTH : COLUMNS) + LINE - 1) / LINE;
         gather.list(taps, rows, first_row, ROWS);
         __syncthreads();
-        int sharing = gridDim.x / tiles_across, lines = min(steps, count) * DOWN * ACROSS;
-        for (int i = first_row / ROWS * THREADS + threadIdx.x; i < lines; i += sharing * THREADS) {
-            int step = first_step + i / (DOWN * ACROSS), down = i / ACROSS % DOWN, across = i % ACROSS * LINE;
-            int channel = step % chunks * DEPTH + (FORWARD ? across : down), column = first_column + (FORWARD ? down : across);
-            if (channel >= p.channels || column >= p.n) continue;
-            int row = FORWARD ? column : channel, number = FORWARD ? channel : column;
-            prefetch(p.w + load_vector<Tap>(taps + step / chunks).weight + static_cast<int64_t>(row) * p.w_stride + number);
+        int sharing = gridDim.x / tiles_across, pieces = min(steps, count) * Right::DOWN * Right::ACROSS;
+        for (int i = first_row / ROWS * THREADS + threadIdx.x; i < pieces; i += sharing * THREADS) {
+            int step = first_step + i / (Right::DOWN * Right::ACROSS);
+            Tap tap = load_vector<Tap>(taps + step / chunks);
+            const T* from = Right::piece(*this, tap, step % chunks * DEPTH, i / Right::ACROSS % Right::DOWN, i % Right::ACROSS);
+            if (from != nullptr) prefetch(from);
         }
     }
 
@@ -102,7 +85,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
             bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
             cp_async_16(to + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride, exists, wanted);
         }
-        Right::load(right(step), p.w + tap.weight, p, first_column, next_channel, part, wanted);
+        Right::load(*this, step, part, wanted);
         if (part < PARTS - 1) return;
         cp_async_commit();
         next_channel += DEPTH;

@@ -2,42 +2,48 @@
 //
 // product_sm90a_{forward,gradient}_{f16,bf16}_{128x160,64x160,64x64}
 //
-// Shapes, types  as product.cu's kernels with tensor cores; splits too
-// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a
+// Shapes, types  as product.cu's kernels with tensor cores, but for w, which is packed: in pieces of 8 outputs × 8 inputs, [O / 8,
+//         kernel_height, kernel_width, I / 8, 8, 8], w_stride as ever I · kernel_width · kernel_height. So the pieces of a step lie as
+//         the tensor cores want them, for a product along the inputs and for one along the outputs; splits too
+// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. O and I multiples of 8
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x160   256      128 × 160           186368                1                           147
-//         64x160    128      64 × 160            173568                1                           146
-//         64x64     128      64 × 64             99840                 2                           143
+//         128x160   256      128 × 160           186448                1                           146
+//         64x160    128      64 × 160            173664                1                           146
+//         64x64     128      64 × 64             99936                 2                           142
 //
-//         Nothing is spilled. Grid as product.cu's.
+//         Nothing is spilled. Grid as product.cu's, in clusters of 1, 2 or 4 blocks in x, a divisor of the tiles of rows: neighbours
+//         in a cluster have the same columns, and each sends all of them a share of the weights.
 //
-// Choice  By product.cu's estimate, among its tiles and these, with 770, 480 and 290 clocks for a step of 128x160, 64x160 and 64x64:
-//         shared memory moves 128 bytes a clock, a step's copies (36, 28 and 16 KB) and 7 KB for each product of 64 × 160 × 16, 4 KB
-//         for one of 64 × 64 × 16, which is 736, 448 and 256 clocks; some more to meet at the barrier. The tensor cores need 640,
-//         320 and 128.
-// Source  wgmma as the PTX ISA has it. The weights of a gradient lie across the depth, in lines of 64 bytes, as 160 is a multiple
-//         of 32 and not of 64. Copies are each thread's own, not the tensor memory accelerator's: a row gathers what it
-//         reads, zeros beside the image too.
+// Choice  By product.cu's estimate, with 770, 480 and 290 clocks for a step of 128x160, 64x160 and 64x64: shared memory moves 128
+//         bytes a clock, a step's copies (36, 28 and 16 KB) and 7 KB for each product of 64 × 160 × 16, 4 KB for one of 64 × 64 × 16,
+//         which is 736, 448 and 256 clocks; some more to meet at the barrier. The tensor cores need 640, 320 and 128. Alone, blocks
+//         would wait for the second-level cache: for 1150, 900 and 510 clocks, in clusters of four for 670, 420 and 320. The driver
+//         says how many of these a card runs at once.
+// Source  wgmma, mbarrier and cp.async.bulk as the PTX ISA has them; clusters that share a side of a product as CUTLASS has them. What a
+//         row gathers each thread copies itself, zeros beside the image too.
 //
 // Time    Predicted for an H100, not yet measured; where product.cu's table has other kernels for the same, with theirs:
 //
-//         M      N      depth        tile     splits  blocks   GFLOP   time     without  TFLOP/s
-//         4096   320    9 · 320      64x160   1       128      7.5     13 µs    18 µs    560
-//         4096   320    9 · 960      128x160  2       128      22.6    35 µs    53 µs    650
-//         4096   2560   320          128x160  1       512      6.7     13 µs    18 µs    500
-//         4096   320    1280         64x160   1       128      3.4     7 µs     9 µs     510
-//         1024   640    9 · 640      64x160   2       128      7.5     16 µs    20 µs    470
-//         1024   640    9 · 1920     128x160  4       128      22.6    37 µs    48 µs    610
-//         1024   5120   640          128x160  1       256      6.7     11 µs    18 µs    610
-//         256    1280   9 · 1280     64x160   4       128      7.5     17 µs    22 µs    440
-//         256    1280   9 · 2560     64x160   4       128      15.1    29 µs    36 µs    520
-//         256    10240  1280         128x160  1       128      6.7     10 µs    18 µs    680
-//         256    1280   5120         64x160   4       128      3.4     10 µs    12 µs    330
-//         256    1280   1280         64x64    1       80       0.8     4 µs     6 µs     190
-//         64     1280   9 · 1280     64x64    6       120      1.9     9 µs     11 µs    220 (weights: 10 µs)
-//         77     1280   768          64x64    1       40       0.2     3 µs     4 µs     keys and values of the text
-//         16384  512    9 · 512      128x160  1       512      77      131 µs   141 µs   590 (VAE)
+//         M      N      depth        tile     splits  cluster  blocks   GFLOP   time     without  TFLOP/s
+//         4096   320    9 · 320      64x160   1       4        128      7.5     13 µs    22 µs    560
+//         4096   320    9 · 960      128x160  2       4        128      22.6    35 µs    65 µs    650
+//         4096   320    320          64x160   1       4        128      0.8     2 µs     3 µs     340
+//         4096   2560   320          128x160  1       4        512      6.7     13 µs    20 µs    500
+//         4096   320    1280         64x160   1       4        128      3.4     7 µs     11 µs    510
+//         1024   640    9 · 640      64x160   2       4        128      7.5     16 µs    21 µs    470
+//         1024   640    9 · 1920     128x160  4       4        128      22.6    37 µs    53 µs    610
+//         1024   640    640          64x160   1       4        64       0.8     4 µs     5 µs     220
+//         1024   5120   640          128x160  1       4        256      6.7     11 µs    21 µs    610
+//         256    1280   9 · 1280     64x160   4       4        128      7.5     17 µs    24 µs    440
+//         256    1280   9 · 2560     64x160   4       4        128      15.1    29 µs    40 µs    520
+//         256    1280   1280         64x64    1       4        80       0.8     4 µs     6 µs     190
+//         256    10240  1280         128x160  1       2        128      6.7     10 µs    23 µs    650
+//         256    1280   5120         64x160   4       4        128      3.4     10 µs    14 µs    330
+//         64     1280   9 · 1280     64x64    4       1        80       1.9     11 µs    12 µs    170 (weights: 10 µs)
+//         77     1280   768          64x64    1       2        40       0.2     3 µs     4 µs     keys and values of the text
+//         16384  512    9 · 512      128x160  1       4        512      77      131 µs   173 µs   590 (VAE)
+#include "cluster.cuh"
 #include "product_block.cuh"
 #include "warpgroup.cuh"
 
@@ -46,32 +52,71 @@ template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
     static constexpr int ROWS = WARPGROUPS * 64, COLUMNS = COLUMNS_, THREADS = WARPGROUPS * 128, STAGES = STAGES_;
 };
 
-// The weights of a step. Forward: lines of 64 channels, one a result. Gradient: lines of 32 results, one a channel; the 64 channels
-// of 32 results are together.
+// The weights of a step, as they lie in memory: lines of pieces of 8 outputs × 8 inputs. Forward: a line has the step's channels for
+// 8 results. Gradient: all results for 8 channels.
 template <typename T, Direction D, typename Shape> struct Weights {
-    static constexpr int COLUMNS = Shape::COLUMNS, LINE = 32, LINES_OF_COLUMNS = DEPTH * LINE;
-    static constexpr int SIZE = COLUMNS * DEPTH;
+    static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH;
+    static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN;
 
-    // As load_weights. Eight neighbours copy 64 bytes each of two channels.
-    DEVICE_MEMBER static void load(T* tile, const T* w, const Product<T>& p, int first_column, int channel, int part,
-                                   bool wanted) {
-        if constexpr (D == Direction::Forward) return load_weights<T, Shape>(tile, w, p, first_column, channel, part, wanted);
-        constexpr int ROWS_AT_ONCE = Shape::THREADS / 4, DOWN = DEPTH / ROWS_AT_ONCE, COPIES = COLUMNS / LINE * DOWN;
-        static_assert(DEPTH % ROWS_AT_ONCE == 0);
-        int first = threadIdx.x / 4, piece = threadIdx.x % 4, row = channel + first, column = first_column + piece * 8;
-        tile += first * LINE + (piece ^ first / 2 % 4) * 8;
-        w += static_cast<int64_t>(row) * p.w_stride + column;
-#pragma unroll
-        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
-            int down = copy % DOWN * ROWS_AT_ONCE, across = copy / DOWN * LINE;
-            cp_async_16(tile + down * LINE + across * DEPTH, w + static_cast<int64_t>(down) * p.w_stride + across,
-                        column + across < p.n && row + down < p.channels, wanted);
+    // A line's first input, and its outputs' first, of the step's channels.
+    template <typename B> DEVICE_MEMBER static int first_input(const B& block, int channel) {
+        return D == Direction::Forward ? channel : block.first_column;
+    }
+    template <typename B> DEVICE_MEMBER static int first_output(const B& block, int channel, int line) {
+        return (D == Direction::Forward ? block.first_column : channel) + line * 8;
+    }
+    DEVICE_MEMBER static int outputs(const Product<T>& p) { return D == Direction::Forward ? p.n : p.channels; }
+    DEVICE_MEMBER static int inputs(const Product<T>& p) { return D == Direction::Forward ? p.channels : p.n; }
+
+    // Where a piece of a step is, null if nowhere.
+    template <typename B>
+    DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int line, int across) {
+        const Product<T>& p = block.p;
+        int input = first_input(block, channel) + across * 8, output = first_output(block, channel, line);
+        if (input >= inputs(p) || output >= outputs(p)) return nullptr;
+        return p.w + static_cast<int64_t>(output) * p.w_stride + 8 * (tap.weight + input);
+    }
+    // Where a step's copies count, and behind it, where the blocks' warps do that have done with a step: behind the last row.
+    template <typename B> DEVICE_MEMBER static Barrier* arrived(const B& block, int step) {
+        return reinterpret_cast<Barrier*>(block.rows + Shape::ROWS) + step % Shape::STAGES;
+    }
+    template <typename B> DEVICE_MEMBER static Barrier* done(const B& block, int step) { return arrived(block, step) + Shape::STAGES; }
+    DEVICE_MEMBER static unsigned is_odd(int step) { return step / Shape::STAGES % 2; }
+    // Starts to copy a step, if there is one: for all blocks together, each a share of it.
+    template <typename B> DEVICE_MEMBER static void load(const B& block, int step, int part, bool wanted) {
+        if (part < PARTS - 1 || !wanted) return;
+        const Product<T>& p = block.p;
+        int channel = block.next_channel, together = cluster_size();
+        // Every warp has some lines: the lanes of one copy in turn.
+        int line = (threadIdx.x % 32 * (Shape::THREADS / 32) + threadIdx.x / 32) * together + cluster_rank();
+        int lines = min(DOWN, (outputs(p) - first_output(block, channel, 0)) / 8);
+        int bytes = min(ACROSS, (inputs(p) - first_input(block, channel)) / 8) * PIECE * int(sizeof(T));
+        if (threadIdx.x == 0) expect(arrived(block, step), lines * bytes);
+        if (together > 1) wait_for(done(block, step), is_odd(step) ^ 1);
+        if (line < lines) {
+            const T* from = piece(block, block.tap, channel, line, 0);
+            T* to = block.right(step) + line * ACROSS * PIECE;
+            if (together == 1) bulk_copy(to, from, bytes, arrived(block, step));
+            else bulk_copy_to_all(to, from, bytes, arrived(block, step));
         }
+        __syncwarp();  // products want the whole warp
+    }
+    // A step that has fewer channels leaves what was there before: a finite number, for rows have zeros there.
+    template <typename B> DEVICE_MEMBER static void clear(const B& block) {
+        for (int i = threadIdx.x * 8; i < Shape::STAGES * SIZE; i += Shape::THREADS * 8) {
+            cp_async_16(block.right(i / SIZE) + i % SIZE, block.p.w, false);
+        }
+        cp_async_commit();
+        cp_async_wait<0>();
+        async_proxy_fence();
+        cluster_arrive();
+        cluster_wait();
     }
     // Those of 16 channels from 16 k on.
     DEVICE_MEMBER static uint64_t matrix(const T* tile, int k) {
-        if constexpr (D == Direction::Forward) return matrix_at(tile + k * 16, Lines::Of128, 8 * DEPTH * sizeof(T), 0);
-        else return matrix_at(tile + k * 16 * LINE, Lines::Of64, 8 * LINE * sizeof(T), LINES_OF_COLUMNS * sizeof(T));
+        constexpr unsigned BYTES = PIECE * sizeof(T), LINE = ACROSS * BYTES;
+        if constexpr (D == Direction::Forward) return matrix_at(tile + k * 2 * PIECE, Lines::Of16, LINE, BYTES);
+        else return matrix_at(tile + k * 2 * ACROSS * PIECE, Lines::Of16, BYTES, LINE);
     }
 };
 
@@ -79,10 +124,19 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     using Right = Weights<T, D, Shape>;
     // One step's products are under way while the next one's begin: a stage is free two steps later.
     constexpr int AHEAD = Shape::STAGES - 2;
-    Block<T, D, Shape, Right> block(p);
+    int together = cluster_size();
+    Block<T, D, Shape, Right> block(p, together);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < Shape::STAGES; ++stage) {
+            begin_barrier(Right::arrived(block, stage), 1);
+            begin_barrier(Right::done(block, stage), together * Shape::THREADS / 32);
+        }
+    }
     block.prepare(AHEAD);
+    cluster_arrive_begun();
+    cluster_wait();
     take_turn();
-    if (block.is_empty()) return;
+    if (p.channels % DEPTH != 0) Right::clear(block);
     auto load = [&](int step) {
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) block.load(step, part);
@@ -96,7 +150,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     for (int step = 0; step < block.count; ++step) {
         cp_async_wait<AHEAD - 1>();
         async_proxy_fence();
-        __syncthreads();  // the step has arrived, and the products of the last but one are done
+        __syncthreads();  // the step's rows have arrived, and the products of the last but one are done
+        wait_for(Right::arrived(block, step), Right::is_odd(step));
         warpgroup_begin();
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) {
@@ -107,7 +162,11 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         warpgroup_commit();
         load(step + AHEAD);
         warpgroup_wait<1>();
+        __syncwarp();
+        int lane = threadIdx.x % 32;
+        if (step > 0 && together > 1 && lane < together) arrive_at(Right::done(block, step - 1), lane);
     }
+    cluster_arrive();
     warpgroup_wait<0>();
     pin(sums);
 
@@ -118,6 +177,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     for (int j = 0; j < Shape::COLUMNS / 8; ++j) block.put(warp_row, j * 8, sums[j]);
     __syncthreads();
     block.deliver();
+    cluster_wait();  // others have arrived at this block's barriers until now
 }
 
 using Tile64x64 = Tile<1, 64, 6>;

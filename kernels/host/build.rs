@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sanitizer = Sanitizer::chosen()?;
     // The shim itself is no kernel: a sanitizer is told what it does, and does not watch it.
     build(&host, &sanitizer)
-        .files(["shim.cpp", "warpgroup.cpp"].map(|file| host.join(file)))
+        .files(["shim.cpp", "warpgroup.cpp", "cluster.cpp"].map(|file| host.join(file)))
         .try_compile("host_shim")?;
     build(&host, &sanitizer)
         .flags(sanitizer.flags)

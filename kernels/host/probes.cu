@@ -1,5 +1,6 @@
 // Kernels that show what the shim does, and errors that it must find. tests/shim.rs runs them; nothing else does.
 
+#include "cluster.cuh"
 #include "warpgroup.cuh"
 
 KERNEL(scale_f32, (256), float* values, float factor, int count) {
@@ -116,4 +117,31 @@ KERNEL(probe_warpgroup, (128), float* sums, const f16* ones, int error) {
     float sum = 0.0f;
     for (int i = 0; i < 80; ++i) sum += own[i / 4][i % 4];
     sums[threadIdx.x] = sum;
+}
+
+// Blocks of a cluster send each other 16 values each, twice: results[round][block][thread] is what thread % (16 · blocks) received.
+// What goes wrong: 0 nothing, 1 nobody waits for the copies, 2 nobody begins the barrier, 3 a thread does not come to the cluster's
+// barrier, 4 a copy from an address that is not aligned, 5 more is expected than comes, 6 the second round does not wait for the
+// readers of the first, 7 a copy behind shared memory, 8 a thread comes to the barrier twice.
+KERNEL(probe_cluster, (64), float* results, const float* values, int error) {
+    float* cells = reinterpret_cast<float*>(shared_memory());
+    Barrier* barrier = reinterpret_cast<Barrier*>(cells + 128);
+    unsigned size = cluster_size(), rank = cluster_rank(), thread = threadIdx.x;
+    if (thread == 0 && error != 2) begin_barrier(barrier, 1);
+    if (error == 3 && rank == 1 && thread == 5) return take_turn();
+    cluster_arrive_begun();
+    cluster_wait();
+    take_turn();
+    for (unsigned round = 0; round < 2; ++round) {
+        if (thread == 0) {
+            expect(barrier, size * 64 + (error == 5 ? 16 : 0));
+            const float* from = values + (round * size + rank) * 16 + (error == 4 ? 1 : 0);
+            bulk_copy_to_all(error == 7 ? cells + 124 + 16 : cells + rank * 16, from, 64, barrier);
+        }
+        if (error != 1) wait_for(barrier, round);
+        results[(round * gridDim.x + blockIdx.x) * 64 + thread] = cells[thread % (16 * size)];
+        if (error != 6) cluster_arrive();
+        if (error == 8 && thread == 40) cluster_arrive();
+        if (error != 6) cluster_wait();
+    }
 }

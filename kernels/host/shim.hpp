@@ -53,7 +53,7 @@ void register_kernel(Kernel& kernel);
 struct Launch {
     const Kernel* kernel;
     uint3 grid, size;
-    unsigned shared_bytes;
+    unsigned shared_bytes, cluster;  // blocks in x that run together
     void** arguments;    // what cuLaunchKernel takes
     uint64_t schedule;   // of a block's threads: 0 their own order, others a random one
     mutable char begun, ended;  // a sanitizer's gates
@@ -91,6 +91,7 @@ struct Registration {
 // The thread that runs, and its block. POD in thread-local storage: every CPU thread may launch.
 struct Place {
     uint3 thread, block, block_size, grid_size;
+    unsigned cluster_size;
     unsigned char* shared;
 };
 extern __thread Place place;

@@ -34,17 +34,17 @@ struct Descriptor {
 // Neighbours, of one piece of 16 bytes.
 void read(uint16_t* to, int count, uint32_t address, int line) {
     uint32_t bytes = count * sizeof *to;
-    if (address < WINDOW || address + bytes > WINDOW + block.launch->shared_bytes) {
+    if (address < WINDOW || address + bytes > WINDOW + cluster.launch->shared_bytes) {
         fail("a product reads outside of its shared memory", line);
     }
     if (address % 16 == 0) sanitizer::reads(place.shared + address - WINDOW, 16);
-    std::memcpy(to, block.async_memory.data() + address - WINDOW, bytes);
+    std::memcpy(to, block->async_memory.data() + address - WINDOW, bytes);
 }
 
 Operands operands_of(const WarpgroupProduct& product, int line) {
     Operands operands = {};
     Descriptor a(product.a), b(product.b);
-    unsigned number = block.running->number, first_row = number / 32 % 4 * 16 + lane() / 4, t = lane() % 4;
+    unsigned number = block->running->number, first_row = number / 32 % 4 * 16 + lane() / 4, t = lane() % 4;
     auto row = [&](uint16_t (&to)[16], const Descriptor& matrix, unsigned row) {
         for (unsigned k = 0; k < 16; k += 8) read(to + k, 8, matrix.address(row, k, false), line);
     };
@@ -88,28 +88,28 @@ void gather_rows(uint16_t (&rows)[2][16], const uint32_t* a, int line) {
 
 uint32_t shared_address(const void* pointer, int line) {
     auto offset = static_cast<const unsigned char*>(pointer) - place.shared;
-    if (offset < 0 || offset >= int64_t{block.launch->shared_bytes}) fail("not an address in shared memory", line);
+    if (offset < 0 || offset >= int64_t{cluster.launch->shared_bytes}) fail("not an address in shared memory", line);
     return static_cast<uint32_t>(offset) + WINDOW;
 }
 
 void show_async_proxy() {
-    for (void* to : block.running->arrived) {
+    for (void* to : block->running->arrived) {
         auto offset = static_cast<unsigned char*>(to) - place.shared;
-        std::memcpy(block.async_memory.data() + offset, to, COPY_BYTES);
+        std::memcpy(block->async_memory.data() + offset, to, COPY_BYTES);
     }
-    block.running->arrived.clear();
+    block->running->arrived.clear();
 }
 
-void begin_products() { block.running->products.may_begin = true; }
+void begin_products() { block->running->products.may_begin = true; }
 
 // `a`: the lane's fragment, if the product has one.
 void queue_product(const WarpgroupProduct& product, const uint32_t* a, int line) {
-    unsigned number = block.running->number / WARPGROUP;
-    if (number >= block.warpgroups.size()) fail("a product in a warpgroup of less than 128 threads", line);
-    Products& products = block.running->products;
+    unsigned number = block->running->number / WARPGROUP;
+    if (number >= block->warpgroups.size()) fail("a product in a warpgroup of less than 128 threads", line);
+    Products& products = block->running->products;
     if (!products.may_begin) fail("a product without warpgroup_begin before it", line);
     // The first warp that comes here says what the warpgroup does.
-    auto& common = block.warpgroups[number];
+    auto& common = block->warpgroups[number];
     std::pair matrices(product.a, product.b);
     if (products.begun == common.size()) common.push_back(matrices);
     if (common[products.begun++] != matrices) fail("warps of a warpgroup want different products", line);
@@ -118,10 +118,10 @@ void queue_product(const WarpgroupProduct& product, const uint32_t* a, int line)
     products.groups.back().push_back({product, operands});
 }
 
-void close_products() { block.running->products.groups.emplace_back(); }
+void close_products() { block->running->products.groups.emplace_back(); }
 
 void finish_products(int pending, int line) {
-    Products& products = block.running->products;
+    Products& products = block->running->products;
     for (; products.groups.size() > size_t(pending) + 1; products.groups.erase(products.groups.begin())) {
         for (const auto& [product, began] : products.groups.front()) {
             Operands now = operands_of(product, line);
@@ -134,7 +134,7 @@ void finish_products(int pending, int line) {
 }
 
 void check_products() {
-    const auto& groups = block.running->products.groups;
+    const auto& groups = block->running->products.groups;
     if (groups.size() > 1 || !groups.back().empty()) fail("a thread ends before its products do", 0);
 }
 

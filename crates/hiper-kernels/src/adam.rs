@@ -111,7 +111,7 @@ fn step<G: Gpu>(
 ) -> Result<()> {
     let AdamConstants { learning_rate, beta1, beta2, eps } = *constants;
     let name = format!("adam_{}", type_name(gradient.dtype));
-    let launch = Launch { name, grid: [shape[0], 1, 1], threads: 1024, shared_bytes: 16 };
+    let launch = Launch { threads: 1024, shared_bytes: 16, ..Launch::new(name, [shape[0], 1, 1]) };
     let state = [parameters, first_moment, second_moment].map(Argument::from);
     let inputs = [gradient, losses].map(Argument::from);
     let numbers = [learning_rate, beta1, beta2, eps].map(Argument::from);

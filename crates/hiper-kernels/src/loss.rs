@@ -47,7 +47,7 @@ pub fn mse_loss(prediction: &Tensor, target: &Tensor, gradient_scale: f64) -> Re
         let losses = gpu.alloc(DType::F32, batch)?;
         let gradient = gpu.alloc(prediction.dtype(), prediction.elem_count())?;
         let name = format!("{NAME}_{}", type_name(prediction.dtype()));
-        let launch = Launch { name, grid: [batch, 1, 1], threads: 1024, shared_bytes: 128 };
+        let launch = Launch { threads: 1024, shared_bytes: 128, ..Launch::new(name, [batch, 1, 1]) };
         with_views(&gpu, [prediction, target], |[prediction, target]| {
             let results = [(&losses).into(), (&gradient).into()];
             let inputs = [prediction, target].map(Argument::from);

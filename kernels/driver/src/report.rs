@@ -78,9 +78,10 @@ impl Report {
                         numbers.filter(|(_, letter)| *letter != 'p').map(|(n, _)| n.to_string()).collect();
                     let _ = writeln!(
                         self.last_recording,
-                        "{}\t{x} {y} {z}\t{}\t{}\t{}",
+                        "{}\t{x} {y} {z}\t{}\t{}\t{}\t{}",
                         launch.function.name,
                         launch.block.iter().product::<u32>(),
+                        launch.cluster,
                         launch.shared_bytes,
                         numbers.join(" ")
                     );

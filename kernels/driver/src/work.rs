@@ -39,6 +39,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     pub block: [u32; 3],
     pub shared_bytes: u32,
+    /// Blocks in x that run together.
+    pub cluster: u32,
     /// Whether its blocks may come to the card before the launch before it has ended.
     pub early: bool,
     /// Each argument's bytes, zeros behind them.
@@ -117,6 +119,7 @@ impl Launch {
             grid: self.grid,
             block: self.block,
             shared_bytes: self.shared_bytes,
+            cluster: self.cluster,
         };
         // SAFETY: an argument for each parameter, and pointers to memory that was not freed, as just seen.
         unsafe { launch.run_raw(addresses.as_mut_ptr()) }.map_err(|error| error.to_string())

@@ -7,7 +7,7 @@
 //! use host_kernels::{Buffer, Launch};
 //!
 //! let values = Buffer::from_slice(&[1.0f32, 2.0, 3.0]);
-//! Launch { name: "scale_f32", grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 }
+//! Launch { name: "scale_f32", grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0, cluster: 1 }
 //!     .run(&[(&values).into(), 2.0f32.into(), 3i32.into()])?;
 //! assert_eq!(values.to_vec(), [2.0, 4.0, 6.0]);
 //! # Ok::<(), host_kernels::LaunchError>(())
@@ -73,6 +73,8 @@ pub struct Launch<'a> {
     pub block: [u32; 3],
     /// Dynamic shared memory.
     pub shared_bytes: u32,
+    /// Blocks in x that run together, 1 to 8.
+    pub cluster: u32,
 }
 
 impl Launch<'_> {
@@ -108,23 +110,24 @@ impl Launch<'_> {
     pub unsafe fn run_raw(&self, arguments: *mut *mut c_void) -> Result<(), LaunchError> {
         let name = CString::new(self.name).map_err(|error| LaunchError(error.to_string()))?;
         let [grid, size] = [self.grid, self.block].map(|[x, y, z]| Uint3 { x, y, z });
-        let shared_bytes = self.shared_bytes;
+        let Self { shared_bytes, cluster, .. } = *self;
         // SAFETY: the name ends with a zero.
-        let kernel = unsafe { host_launchable(name.as_ptr(), grid, size, shared_bytes) };
+        let kernel = unsafe { host_launchable(name.as_ptr(), grid, size, shared_bytes, cluster) };
         if kernel.is_null() {
             return Err(last_error());
         }
         let (schedule, gates) = (SCHEDULE.get(), UnsafeCell::default());
-        let launch = Blocks { kernel, grid, size, shared_bytes, arguments, schedule, gates };
+        let launch = Blocks { kernel, grid, size, shared_bytes, cluster, arguments, schedule, gates };
         // SAFETY: the shim wants a launch that it has looked at.
         unsafe { host_begin(&launch) };
         let [across, down, deep] = self.grid.map(u64::from);
+        let across = across / u64::from(cluster);
         let ran = (0..across * down * deep).into_par_iter().try_for_each(|number| {
             let [x, y, z] = [number % across, number / across % down, number / (across * down)];
-            let index = Uint3 { x: x as c_uint, y: y as c_uint, z: z as c_uint };
+            let index = Uint3 { x: x as c_uint * cluster, y: y as c_uint, z: z as c_uint };
             let launch = &launch;
             // SAFETY: the shim looked at what is launched; the arguments are as the caller promises.
-            if unsafe { host_run_block(launch, index) } == 0 { Ok(()) } else { Err(last_error()) }
+            if unsafe { host_run_cluster(launch, index) } == 0 { Ok(()) } else { Err(last_error()) }
         });
         // SAFETY: as before.
         unsafe { host_end(&launch) };
@@ -196,6 +199,7 @@ struct Blocks {
     grid: Uint3,
     size: Uint3,
     shared_bytes: c_uint,
+    cluster: c_uint,
     arguments: *mut *mut c_void,
     schedule: u64,
     gates: UnsafeCell<[c_char; 2]>,
@@ -205,8 +209,14 @@ struct Blocks {
 unsafe impl Sync for Blocks {}
 
 unsafe extern "C" {
-    fn host_launchable(name: *const c_char, grid: Uint3, size: Uint3, shared_bytes: c_uint) -> *const c_void;
-    fn host_run_block(launch: &Blocks, index: Uint3) -> c_int;
+    fn host_launchable(
+        name: *const c_char,
+        grid: Uint3,
+        size: Uint3,
+        shared_bytes: c_uint,
+        cluster: c_uint,
+    ) -> *const c_void;
+    fn host_run_cluster(launch: &Blocks, index: Uint3) -> c_int;
     fn host_begin(launch: &Blocks);
     fn host_end(launch: &Blocks);
     fn host_last_error() -> *const c_char;

@@ -77,7 +77,7 @@ fn adam<T: Storage>() -> Result<(), LaunchError> {
             let constants = [LEARNING_RATE, BETAS[0], BETAS[1], EPS].map(Argument::from);
             let arguments = [&state, places.as_slice(), &constants, &[(LOSS_SCALE as f32).into()]];
             let name = &format!("adam_{}", T::NAME);
-            Launch { name, grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16 }
+            Launch { name, grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16, cluster: 1 }
                 .run(&arguments.concat())?;
         }
         let all: Vec<f64> = expected.iter().flat_map(|subject| subject.parameters.clone()).collect();

@@ -116,6 +116,7 @@ impl Problem {
             grid: [rows.div_ceil(plan.rows), self.heads, self.images * splits].map(|n| n as u32),
             block: [plan.threads, 1, 1],
             shared_bytes: plan.shared_bytes,
+            cluster: 1,
         }
         .run(arguments)
     }
@@ -298,7 +299,7 @@ fn backward<T: Storage>(head: Head, problem: &Problem, n: usize, splits: usize) 
     let arguments = [(&sums).into(), (&parts).into(), (count as i32).into(), (splits as i32).into()];
     let grid = [count.div_ceil(256) as u32, 1, 1];
     let name = &format!("sum_splits_{}", T::NAME);
-    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0 }.run(&arguments)?;
+    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0, cluster: 1 }.run(&arguments)?;
     let sums = values(&sums.to_vec());
 
     let what = format!("{} {problem:?}", T::NAME);

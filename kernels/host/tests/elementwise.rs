@@ -15,7 +15,7 @@ const ROUNDINGS: f64 = 24.0 * f32::EPSILON as f64;
 
 fn launch(name: &str, grid: [usize; 3], arguments: &[Argument<'_>]) -> Result<(), LaunchError> {
     let grid = grid.map(|blocks| blocks as u32);
-    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0 }.run(arguments)
+    Launch { name, grid, block: [256, 1, 1], shared_bytes: 0, cluster: 1 }.run(arguments)
 }
 
 /// Blocks of a kernel whose threads take N numbers of rows with such widths.

@@ -68,7 +68,7 @@ impl<T: Storage> Problem<T> {
             let sizes = [pixels, channels, groups].map(|size| Argument::from(size as i32));
             let name = format!("{kernel}_{}", T::NAME);
             let grid = [across as u32, down as u32, batch as u32];
-            Launch { name: &name, grid, block: [256, 1, 1], shared_bytes }
+            Launch { name: &name, grid, block: [256, 1, 1], shared_bytes, cluster: 1 }
                 .run(&[pointers, &sizes, numbers].concat())
         };
         let [x, d_y, residual] =

@@ -45,8 +45,14 @@ fn check<T: Storage>(rows: usize, channels: usize, offset: f64) -> Result<Vec<u6
     let launch = |kernel: &str, pointers: &[Argument<'_>]| {
         let name = format!("{kernel}_{}", T::NAME);
         let numbers = [(rows as i32).into(), (channels as i32).into(), EPS.into()];
-        Launch { name: &name, grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared_bytes: 0 }
-            .run(&[pointers, &numbers].concat())
+        Launch {
+            name: &name,
+            grid: [rows.div_ceil(8) as u32, 1, 1],
+            block: [256, 1, 1],
+            shared_bytes: 0,
+            cluster: 1,
+        }
+        .run(&[pointers, &numbers].concat())
     };
     launch("layer_norm", &[(&y).into(), (&x).into(), (&weight).into(), (&bias).into()])?;
     for (d_x, residual) in [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)] {

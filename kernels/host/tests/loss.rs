@@ -21,7 +21,7 @@ fn mse_loss<T: Storage>() -> Result<(), LaunchError> {
             [(&losses).into(), (&gradient).into(), (&given.0).into(), (&given.1).into()];
         let sizes = [pixels, channels].map(|size| Argument::from(size as i32));
         let name = &format!("mse_loss_{}", T::NAME);
-        Launch { name, grid: [BATCH as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 128 }
+        Launch { name, grid: [BATCH as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 128, cluster: 1 }
             .run(&[&pointers, sizes.as_slice(), &[SCALE.into()]].concat())?;
 
         let (prediction, target) = (values(&prediction), values(&target));

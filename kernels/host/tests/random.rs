@@ -6,7 +6,7 @@ use common::{Uniform, assert_close, values};
 use host_kernels::{Buffer, Launch, LaunchError};
 
 fn launch(name: &str, grid: [usize; 2], shared_bytes: u32) -> Launch<'_> {
-    Launch { name, grid: [grid[0] as u32, grid[1] as u32, 1], block: [256, 1, 1], shared_bytes }
+    Launch { name, grid: [grid[0] as u32, grid[1] as u32, 1], block: [256, 1, 1], shared_bytes, cluster: 1 }
 }
 
 const WORDS: usize = 624;

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use host_kernels::{Argument, Buffer, Launch, LaunchError, Number, SANITIZER, shuffled};
 
 fn probe(name: &str, blocks: u32, threads: u32, shared_bytes: u32) -> Launch<'_> {
-    Launch { name, grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes }
+    Launch { name, grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes, cluster: 1 }
 }
 
 #[test]
@@ -172,4 +172,48 @@ fn a_launch_is_checked() {
     let arguments = [(&values).into(), 2.0f32.into(), 64i32.into()];
     refused(probe("scale_f32", 1, 257, 0), &arguments, "bounds");
     refused(probe("scale_f32", 1, 32, 1 << 20), &arguments, "shared memory");
+}
+
+/// What the probe leaves: both rounds, each block, each thread.
+fn cluster(blocks: u32, cluster: u32, error: i32, seed: u64) -> Result<Vec<f32>, LaunchError> {
+    let results = Buffer::<f32>::unwritten(2 * 64 * blocks as usize);
+    let values = Buffer::from_slice(&(0..2 * 16 * cluster + 4).map(|i| i as f32).collect::<Vec<_>>());
+    let launch = Launch { cluster, ..probe("probe_cluster", blocks, 64, 128 * 4 + 8) };
+    let arguments = [(&results).into(), (&values).into(), error.into()];
+    shuffled(seed, || launch.run(&arguments))?;
+    Ok(results.to_vec())
+}
+
+/// The same by definition.
+fn received(blocks: u32, cluster: u32) -> Vec<f32> {
+    let of_round = |round: u32| {
+        (0..blocks * 64).map(move |thread| (round * 16 * cluster + thread % 64 % (16 * cluster)) as f32)
+    };
+    (0..2).flat_map(of_round).collect()
+}
+
+#[test]
+fn blocks_of_a_cluster_send_each_other_copies() -> Result<(), LaunchError> {
+    for (blocks, size) in [(3, 1), (6, 2), (8, 4), (8, 8)] {
+        for seed in 0..4 {
+            assert_eq!(cluster(blocks, size, 0, seed)?, received(blocks, size), "{size} together");
+        }
+    }
+    assert_found(cluster(6, 4, 0, 0), "no whole clusters");
+    assert_found(cluster(9, 9, 0, 0), "1 to 8 blocks");
+    Ok(())
+}
+
+#[test]
+fn errors_of_clusters_are_found() {
+    let not_waited = if SANITIZER == "thread" { BY_SANITIZER } else { "before the time is over" };
+    assert_found(cluster(4, 4, 1, 0), not_waited);
+    assert_found(cluster(4, 4, 2, 0), "nobody began");
+    assert_found(cluster(4, 4, 3, 0), "at a cluster's barrier for others");
+    assert_found(cluster(4, 4, 4, 0), "not aligned");
+    assert_found(cluster(4, 4, 5, 0), "copies that nobody makes");
+    assert_found(cluster(4, 4, 7, 0), "not an address in shared memory");
+    assert_found(cluster(4, 4, 8, 0), "before it has left it");
+    let wrong = |seed| cluster(4, 4, 6, seed).ok().is_none_or(|results| results != received(4, 4));
+    assert!((0..8).any(wrong), "a copy that comes too early shows");
 }

@@ -12,12 +12,8 @@ fn at_all_sizes<T: Storage>(rows: usize, causal: bool) -> Result<(), LaunchError
         let scores: Vec<T> = Uniform(columns as u64).numbers(rows * columns);
         let buffer = Buffer::from_slice(&scores);
         let name = format!("softmax_{}", T::NAME);
-        Launch { name: &name, grid: [rows as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128 }.run(&[
-            (&buffer).into(),
-            (columns as i32).into(),
-            SCALE.into(),
-            i32::from(causal).into(),
-        ])?;
+        Launch { name: &name, grid: [rows as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128, cluster: 1 }
+            .run(&[(&buffer).into(), (columns as i32).into(), SCALE.into(), i32::from(causal).into()])?;
         let expected: Vec<f64> = values(&scores)
             .chunks(columns)
             .enumerate()
@@ -58,12 +54,8 @@ fn gradient_at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
         let weights: Vec<T> = numbers.iter().map(|x| T::round(x.value().abs() / columns as f64)).collect();
         let (buffer, given) = (Buffer::from_slice(&gradients), Buffer::from_slice(&weights));
         let name = format!("softmax_gradient_{}", T::NAME);
-        Launch { name: &name, grid: [ROWS as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128 }.run(&[
-            (&buffer).into(),
-            (&given).into(),
-            (columns as i32).into(),
-            SCALE.into(),
-        ])?;
+        Launch { name: &name, grid: [ROWS as u32, 1, 1], block: [256, 1, 1], shared_bytes: 128, cluster: 1 }
+            .run(&[(&buffer).into(), (&given).into(), (columns as i32).into(), SCALE.into()])?;
         let (gradients, weights) = (values(&gradients), values(&weights));
         let rows = gradients.chunks(columns).zip(weights.chunks(columns));
         let expected: Vec<f64> = rows

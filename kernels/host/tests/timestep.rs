@@ -28,13 +28,14 @@ fn is_that_of_diffusers() -> Result<(), LaunchError> {
         let embedding = Buffer::<f32>::unwritten(timesteps.len() * channels);
         let given = Buffer::from_slice(&timesteps);
         let grid = [channels.div_ceil(256) as u32, timesteps.len() as u32, 1];
-        Launch { name: "timestep_embedding_f32", grid, block: [256, 1, 1], shared_bytes: 0 }.run(&[
-            (&embedding).into(),
-            (&given).into(),
-            (channels as i32).into(),
-            i32::from(flip).into(),
-            freq_shift.into(),
-        ])?;
+        Launch { name: "timestep_embedding_f32", grid, block: [256, 1, 1], shared_bytes: 0, cluster: 1 }
+            .run(&[
+                (&embedding).into(),
+                (&given).into(),
+                (channels as i32).into(),
+                i32::from(flip).into(),
+                freq_shift.into(),
+            ])?;
         let expected: Vec<f64> =
             timesteps.iter().flat_map(|&timestep| definition(timestep, channels, flip, freq_shift)).collect();
         let rounding = f64::from(f32::EPSILON);

@@ -234,7 +234,7 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
         let sums = gpu.alloc(call.dtype, len)?;
         let (name, threads) = (format!("sum_splits_{}", type_name(call.dtype)), 256);
-        let launch = Launch { name, grid: [len.div_ceil(threads), 1, 1], threads, shared_bytes: 0 };
+        let launch = Launch { threads, ..Launch::new(name, [len.div_ceil(threads), 1, 1]) };
         gpu.launch(&launch, &[(&sums).into(), (&parts).into(), len.into(), splits.into()])?;
         Ok(sums)
     }
@@ -267,11 +267,8 @@ impl<'a> Call<'a> {
 
     /// In so many splits.
     fn launch_in(&self, prefix: &str, kernel: &str, plan: Plan, rows: usize, splits: usize) -> Launch {
-        Launch {
-            name: format!("{prefix}_{kernel}_{}_d{}", type_name(self.dtype), self.head.dim),
-            grid: [rows.div_ceil(plan.rows), self.shape.num_heads, self.shape.batch * splits],
-            threads: plan.threads,
-            shared_bytes: plan.shared_bytes,
-        }
+        let name = format!("{prefix}_{kernel}_{}_d{}", type_name(self.dtype), self.head.dim);
+        let grid = [rows.div_ceil(plan.rows), self.shape.num_heads, self.shape.batch * splits];
+        Launch { threads: plan.threads, shared_bytes: plan.shared_bytes, ..Launch::new(name, grid) }
     }
 }

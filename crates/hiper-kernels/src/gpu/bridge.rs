@@ -160,14 +160,31 @@ impl Kept {
     }
 }
 
-fn keep_layer<G: Gpu>(gpu: &G, weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer<G>> {
+/// `packs`: if the card has use for it.
+fn keep_layer<G: Gpu>(gpu: &G, weight: &Tensor, bias: Option<&Tensor>, packs: bool) -> Result<Layer<G>> {
     let bias = bias.map(|bias| {
         check_same_device(weight, bias)?;
         keep(gpu, &bias.to_dtype(weight.dtype())?)
     });
     let bias = bias.transpose()?;
-    let weight = if weight.rank() == 4 { weight.permute((0, 2, 3, 1))? } else { weight.clone() };
-    Ok(Layer::new(keep(gpu, &weight)?, bias))
+    let packed = packs && gpu.chip().sm90a && weight.dtype() != DType::F32 && can_be_packed(weight);
+    let weight = match weight.rank() {
+        _ if packed => pack(weight)?,
+        4 => weight.permute((0, 2, 3, 1))?,
+        _ => weight.clone(),
+    };
+    Ok(Layer::new(keep(gpu, &weight)?, packed, bias))
+}
+
+/// Whether inputs and outputs of `[O, I, …]` are multiples of 8.
+fn can_be_packed(weight: &Tensor) -> bool {
+    weight.dims().iter().take(2).all(|channels| channels.is_multiple_of(8))
+}
+
+/// `[O, I, …]` as [`Layer::new`] has it.
+fn pack(weight: &Tensor) -> Result<Tensor> {
+    let (outputs, inputs) = (weight.dim(0)?, weight.dim(1)?);
+    weight.reshape((outputs / 8, 8, inputs / 8, 8, ()))?.permute((0, 4, 2, 1, 3))
 }
 
 fn check_same_device(a: &Tensor, b: &Tensor) -> Result<()> {
@@ -190,7 +207,7 @@ impl Kept {
     pub(crate) fn layer(weight: &Weight, bias: Option<&Tensor>) -> Result<Option<Self>> {
         let Some(weight) = weight.tensor() else { return Ok(None) };
         let Some(card) = Card::of(weight.device())? else { return Ok(None) };
-        on_card!(card, gpu => Ok(Some(Self::new(keep_layer(&gpu, weight, bias)?))))
+        on_card!(card, gpu => Ok(Some(Self::new(keep_layer(&gpu, weight, bias, true)?))))
     }
 
     /// The same of layers `[O, I]` and `[O]` of one input: one behind the other, if either all of them or none has a bias.
@@ -205,7 +222,8 @@ impl Kept {
         let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
         let joined = Tensor::cat(&weights, 0)?;
         on_card!(card, gpu => {
-            let joined = keep_layer(&gpu, &joined, bias.as_ref())?;
+            let packs = weights.iter().all(|weight| can_be_packed(weight));
+            let joined = keep_layer(&gpu, &joined, bias.as_ref(), packs)?;
             let mut first = 0;
             let of_each = weights.iter().map(|weight| {
                 let layer = joined.later(first);

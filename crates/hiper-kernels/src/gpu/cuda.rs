@@ -27,7 +27,7 @@ use half::{bf16, f16};
 use device::chip;
 pub(super) use device::{Recorded, device, free_memory};
 
-use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, View, times};
+use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, Sizes, View, product, times};
 use crate::Error;
 
 mod fatbins {
@@ -35,7 +35,7 @@ mod fatbins {
 }
 
 /// Dynamic shared memory that a kernel may have without asking.
-const SHARED_BYTES: u32 = 48 * 1024;
+const SHARED_BYTES: usize = 48 * 1024;
 
 /// A device of candle's, and the kernels loaded on it.
 pub(crate) struct Cuda {
@@ -93,7 +93,7 @@ impl Gpu for Cuda {
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
         let sizes = launch.sizes()?;
-        let function = self.kernels.function(launch, sizes.2)?;
+        let function = self.kernels.function(launch)?;
         let mut values =
             arguments.iter().map(|argument| self.value(launch, argument)).collect::<Result<Vec<_>>>()?;
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::as_mut_ptr).collect();
@@ -235,22 +235,29 @@ impl Kernels {
         let fatbins = fatbins::FATBINS.iter().filter(|(file, _)| chip.sm90a || !file.ends_with("_sm90a"));
         let modules = fatbins.map(load).collect::<Result<_>>()?;
         let counters = CudaStorage::wrap_cuda_slice(device.alloc_zeros::<u32>(COUNTERS)?, device.clone());
-        let kernels = Arc::new(Self { modules, chip, counters, functions: Mutex::default() });
+        let mut kernels = Self { modules, chip, counters, functions: Mutex::default() };
+        if chip.sm90a {
+            let launch = product::in_clusters();
+            let function = kernels.function(&launch)?;
+            let clusters = launch::most_clusters(&stream, &function, launch.sizes()?);
+            kernels.chip.clusters = clusters.map_err(|error| launch.error(error))?;
+        }
+        let kernels = Arc::new(kernels);
         loaded.push((device.id(), kernels.clone()));
         Ok(kernels)
     }
 
-    fn function(&self, launch: &Launch, shared_bytes: u32) -> Result<CudaFunction> {
+    fn function(&self, launch: &Launch) -> Result<CudaFunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(&launch.name) {
             return Ok(function.clone());
         }
         let found = self.modules.iter().find_map(|module| module.load_function(&launch.name).ok());
         let function = found.ok_or_else(|| launch.error("no such kernel for this card"))?;
-        if shared_bytes > SHARED_BYTES {
+        if launch.shared_bytes > SHARED_BYTES {
             // A kernel's shared memory is a matter of its name: it asks for the same every time.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = launch.int(shared_bytes as usize)?;
+            let bytes = launch.int(launch.shared_bytes)?;
             function.set_attribute(attribute, bytes).map_err(|error| launch.error(error))?;
         }
         functions.insert(launch.name.clone(), function.clone());

@@ -65,7 +65,7 @@ pub(crate) fn chip(context: &CudaContext) -> Result<Chip> {
     let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let multiprocessors = context.attribute(attribute).w()? as usize;
     let wanted = SM90A.load(Ordering::Relaxed);
-    Ok(Chip { multiprocessors, sm90a: wanted && context.compute_capability().w()? == (9, 0) })
+    Ok(Chip { multiprocessors, clusters: 0, sm90a: wanted && context.compute_capability().w()? == (9, 0) })
 }
 
 pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {

@@ -123,7 +123,7 @@ driver! {
     cuMemAlloc_v2 cuMemFreeAsync cuMemFreeHost cuMemFree_v2 cuMemGetInfo_v2 cuMemHostAlloc
     cuMemPoolSetAttribute cuMemPoolTrimTo cuMemcpyDtoDAsync_v2 cuMemcpyDtoD_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoH_v2
     cuMemcpyHtoDAsync_v2 cuMemcpyHtoD_v2 cuMemcpyPeerAsync cuMemsetD8Async cuMemsetD8_v2 cuModuleGetFunction
-    cuModuleLoad cuModuleLoadData cuModuleUnload cuStreamBeginCapture_v2 cuStreamCreate cuStreamDestroy_v2
+    cuModuleLoad cuModuleLoadData cuModuleUnload cuOccupancyMaxActiveClusters cuStreamBeginCapture_v2 cuStreamCreate cuStreamDestroy_v2
     cuStreamEndCapture cuStreamGetCaptureInfo_v3 cuStreamIsCapturing cuStreamSynchronize cuStreamWaitEvent
 }
 

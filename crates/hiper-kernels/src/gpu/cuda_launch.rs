@@ -5,12 +5,12 @@ use std::ptr;
 
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUevent_flags, CUgraphNodeType, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
-    CUlaunchConfig, CUstreamCaptureStatus, cuGraphNodeGetType, cuLaunchKernelEx, cuStreamGetCaptureInfo_v3,
+    CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterDimension, CUlaunchConfig, CUstreamCaptureStatus,
+    cuGraphNodeGetType, cuLaunchKernelEx, cuOccupancyMaxActiveClusters, cuStreamGetCaptureInfo_v3,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaStream, DriverError};
 
-/// Blocks in x, y, z, threads of a block in one dimension, bytes of dynamic shared memory.
-pub(super) type Sizes = ([c_uint; 3], c_uint, c_uint);
+use super::Sizes;
 
 /// Launches a kernel of this project's behind what the stream has been given. `early`: its blocks may come to the card while the
 /// kernel before still runs, and wait there (`take_turn` in `kernels/device.cuh`), so that a launch takes no time of its own.
@@ -22,33 +22,71 @@ pub(super) type Sizes = ([c_uint; 3], c_uint, c_uint);
 pub(super) unsafe fn on_stream(
     stream: &CudaStream,
     function: &CudaFunction,
-    ([grid_x, grid_y, grid_z], threads, shared_bytes): Sizes,
+    sizes: Sizes,
     arguments: &mut [*mut c_void],
     early: bool,
 ) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;
-    let mut may_begin_early = CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-    };
-    let config = CUlaunchConfig {
-        gridDimX: grid_x,
-        gridDimY: grid_y,
-        gridDimZ: grid_z,
-        blockDimX: threads,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: shared_bytes,
-        hStream: stream.cu_stream(),
-        attrs: &raw mut may_begin_early,
-        numAttrs: (early && follows_a_kernel(stream)).into(),
-    };
-    // SAFETY: the configuration lives until the call returns; of function and arguments as the caller says.
+    let mut attributes = attributes(sizes, early && follows_a_kernel(stream));
+    let config = config(stream, sizes, &mut attributes);
+    // SAFETY: configuration and attributes live until the call returns; of function and arguments as the caller says.
     unsafe {
         cuLaunchKernelEx(&raw const config, function.cu_function(), arguments.as_mut_ptr(), ptr::null_mut())
     }
     .result()
+}
+
+/// How many of a kernel's clusters run beside each other.
+pub(super) fn most_clusters(
+    stream: &CudaStream,
+    function: &CudaFunction,
+    sizes: Sizes,
+) -> Result<usize, DriverError> {
+    stream.context().bind_to_thread()?;
+    let mut attributes = attributes(sizes, false);
+    let config = config(stream, sizes, &mut attributes);
+    let mut clusters = 0;
+    // SAFETY: the result has its place; configuration and attributes live until the call returns.
+    #[allow(unsafe_code)]
+    let known =
+        unsafe { cuOccupancyMaxActiveClusters(&raw mut clusters, function.cu_function(), &raw const config) };
+    known.result()?;
+    Ok(usize::try_from(clusters).unwrap_or(0))
+}
+
+fn attributes(sizes: Sizes, early: bool) -> Vec<CUlaunchAttribute> {
+    let attribute = |id, value| CUlaunchAttribute { id, pad: [0; 4], value };
+    let mut attributes = Vec::with_capacity(2);
+    if early {
+        attributes.push(attribute(
+            CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        ));
+    }
+    if sizes.cluster > 1 {
+        let cluster = ClusterDimension { x: sizes.cluster, y: 1, z: 1 };
+        attributes.push(attribute(
+            CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            CUlaunchAttributeValue { clusterDim: cluster },
+        ));
+    }
+    attributes
+}
+
+fn config(stream: &CudaStream, sizes: Sizes, attributes: &mut [CUlaunchAttribute]) -> CUlaunchConfig {
+    let [x, y, z] = sizes.grid;
+    CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: sizes.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: sizes.shared_bytes,
+        hStream: stream.cu_stream(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as c_uint,
+    }
 }
 
 /// Microseconds of a launch, of twenty one behind the other.

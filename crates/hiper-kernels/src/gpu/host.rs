@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 use half::{bf16, f16};
 
 use super::test_card::TestCard;
-use super::{Argument, Array, COUNTERS, Chip, Cuda, Given, Gpu, Launch, View};
+use super::{Argument, Array, COUNTERS, Chip, Cuda, Given, Gpu, Launch, Sizes, View};
 use crate::Error;
 
 thread_local! {
@@ -105,7 +105,7 @@ impl Gpu for Host {
         if let Some(card) = &self.card {
             return card.launch(launch, arguments);
         }
-        let ([x, y, z], threads, shared_bytes) = launch.sizes()?;
+        let Sizes { grid, threads, shared_bytes, cluster } = launch.sizes()?;
         let arguments = arguments.iter().map(|argument| {
             Ok(match *argument {
                 Argument::Pointer(View { buffer, first, .. }) => buffer.at(first)?,
@@ -117,7 +117,7 @@ impl Gpu for Host {
             })
         });
         let arguments = arguments.collect::<Result<Vec<_>>>()?;
-        host_kernels::Launch { name: &launch.name, grid: [x, y, z], block: [threads, 1, 1], shared_bytes }
+        host_kernels::Launch { name: &launch.name, grid, block: [threads, 1, 1], shared_bytes, cluster }
             .run(&arguments)
             .map_err(|error| launch.error(error))
     }

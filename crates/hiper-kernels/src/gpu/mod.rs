@@ -71,6 +71,8 @@ pub fn free_memory(device: &candle_core::Device) -> Option<u64> {
 pub(crate) struct Chip {
     /// How many blocks run beside each other, but for those that share one.
     pub multiprocessors: usize,
+    /// How many clusters of four blocks, each alone on a multiprocessor: these are in groups, which are no multiples of four.
+    pub clusters: usize,
     /// Whether it runs what is compiled for 9.0a: Hopper, and nothing before or after it.
     pub sm90a: bool,
 }
@@ -78,11 +80,18 @@ pub(crate) struct Chip {
 impl Chip {
     /// What tests on a CPU launch for.
     #[cfg(any(test, feature = "host-kernels"))]
-    pub(crate) const H100: Self = Self { multiprocessors: 132, sm90a: true };
+    pub(crate) const H100: Self = Self { multiprocessors: 132, clusters: 32, sm90a: true };
     /// For which the largest blocks are best even for small products: those of Hopper, and those that Ampere has too.
     #[cfg(test)]
-    pub(crate) const SINGLE: [Self; 2] =
-        [Self { multiprocessors: 1, sm90a: true }, Self { multiprocessors: 1, sm90a: false }];
+    pub(crate) const SINGLE: [Self; 2] = [
+        Self { multiprocessors: 1, clusters: 0, sm90a: true },
+        Self { multiprocessors: 1, clusters: 0, sm90a: false },
+    ];
+
+    /// How many blocks run beside each other in clusters of `size`: 1, 2 or 4.
+    pub(crate) fn at_once(self, size: usize) -> usize {
+        if size == 4 { 4 * self.clusters } else { self.multiprocessors / size * size }
+    }
 }
 
 /// A card: memory, and kernels that run one after the other.
@@ -146,12 +155,23 @@ pub(crate) struct Launch {
     pub threads: usize,
     /// Dynamic shared memory.
     pub shared_bytes: usize,
+    /// Blocks in x that run together: more than 1 on Hopper alone.
+    pub cluster: usize,
+}
+
+/// The same of a [`Launch`], as the driver takes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+    pub cluster: u32,
 }
 
 impl Launch {
     /// Blocks of 256 threads without shared memory.
     pub(crate) fn new(name: String, grid: [usize; 3]) -> Self {
-        Self { name, grid, threads: THREADS, shared_bytes: 0 }
+        Self { name, grid, threads: THREADS, shared_bytes: 0, cluster: 1 }
     }
 
     /// A pass over numbers of any shape, eight to a thread.
@@ -165,11 +185,16 @@ impl Launch {
         Self::new(name, [(rows * widths.iter().sum::<usize>() / each).div_ceil(THREADS), 1, 1])
     }
 
-    /// The grid and the block's size as the driver takes them.
-    pub(crate) fn sizes(&self) -> Result<([u32; 3], u32, u32)> {
+    /// Its sizes as the driver takes them.
+    pub(crate) fn sizes(&self) -> Result<Sizes> {
         let size = |n: usize| u32::try_from(n).map_err(|_| self.error(format!("a size of {n}")));
         let [x, y, z] = self.grid;
-        Ok(([size(x)?, size(y)?, size(z)?], size(self.threads)?, size(self.shared_bytes)?))
+        Ok(Sizes {
+            grid: [size(x)?, size(y)?, size(z)?],
+            threads: size(self.threads)?,
+            shared_bytes: size(self.shared_bytes)?,
+            cluster: size(self.cluster)?,
+        })
     }
 
     /// A whole number as kernels take it.

@@ -1,10 +1,17 @@
 //! Products with a frozen weight, `kernels/product.cu`: fully connected layers, convolutions, and the gradients to their inputs.
 
+mod plan;
+
 use std::sync::Arc;
 
 use candle_core::{DType, Result};
 
-use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, View, type_name};
+use super::{Argument, Array, Given, Gpu, View};
+use crate::Error;
+use plan::{Direction, Plan, Work};
+
+#[cfg(feature = "cuda")]
+pub(crate) use plan::in_clusters;
 
 /// A convolution's sizes; a fully connected layer is one of a picture of a single row, with a kernel of one pixel.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +48,9 @@ impl Geometry {
 
 /// A layer's weights on a card: some outputs of arrays that several layers may share.
 pub(crate) struct Layer<G: Gpu> {
-    /// `[all O, KH, KW, I]`.
+    /// `[all O, KH, KW, I]`, packed or not.
     weight: Arc<Array<G>>,
+    packed: bool,
     /// `[all O]`.
     bias: Option<Arc<Array<G>>>,
     /// Of the layer's outputs.
@@ -50,13 +58,14 @@ pub(crate) struct Layer<G: Gpu> {
 }
 
 impl<G: Gpu> Layer<G> {
-    pub(crate) fn new(weight: Array<G>, bias: Option<Array<G>>) -> Self {
-        Self { weight: Arc::new(weight), bias: bias.map(Arc::new), first: 0 }
+    /// `packed`: in pieces of 8 outputs × 8 inputs, `[O / 8, KH, KW, I / 8, 8, 8]`, as Hopper's kernels want them.
+    pub(crate) fn new(weight: Array<G>, packed: bool, bias: Option<Array<G>>) -> Self {
+        Self { weight: Arc::new(weight), packed, bias: bias.map(Arc::new), first: 0 }
     }
 
     /// The layer of the same arrays whose outputs begin `outputs` later.
     pub(crate) fn later(&self, outputs: usize) -> Self {
-        Self { weight: self.weight.clone(), bias: self.bias.clone(), first: self.first + outputs }
+        Self { first: self.first + outputs, ..self.clone() }
     }
 
     /// Whether `other` is what is `outputs` later.
@@ -75,6 +84,13 @@ impl<G: Gpu> Layer<G> {
     }
 }
 
+impl<G: Gpu> Clone for Layer<G> {
+    fn clone(&self) -> Self {
+        let Self { weight, packed, bias, first } = self;
+        Self { weight: weight.clone(), packed: *packed, bias: bias.clone(), first: *first }
+    }
+}
+
 /// What is added to a product while it is in registers.
 pub(crate) struct Added<'a, G: Gpu> {
     /// A row for each image, `[images, O]`, or one for all, `[O]`, beside the layer's bias.
@@ -82,6 +98,14 @@ pub(crate) struct Added<'a, G: Gpu> {
     /// As the result.
     pub residual: Option<View<'a, G>>,
 }
+
+impl<G: Gpu> Clone for Added<'_, G> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<G: Gpu> Copy for Added<'_, G> {}
 
 impl<G: Gpu> Added<'_, G> {
     pub(crate) const NOTHING: Self = Self { image_bias: None, residual: None };
@@ -130,9 +154,9 @@ pub(crate) fn forward<G: Gpu>(
 ) -> Result<Array<G>> {
     let Geometry { images, output, inputs, outputs, .. } = *geometry;
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
-    let (to, from) = (Rows::new(y.view(), outputs), Rows::new(x, inputs));
-    let call = Call { direction: Direction::Forward, geometry, dtype: x.dtype, scale: 1.0 };
-    call.run(gpu, [to, from, layer.rows(geometry)], layer.bias(geometry), added, None)?;
+    let work = Work { direction: Direction::Forward, geometry, dtype: x.dtype, packed: layer.packed };
+    let operands = Operands::new(Rows::new(y.view(), outputs), Rows::new(x, inputs), layer.rows(geometry));
+    run(gpu, &work, &Operands { bias: layer.bias(geometry), added: *added, ..operands })?;
     Ok(y)
 }
 
@@ -151,9 +175,9 @@ pub(crate) fn input_gradient<G: Gpu>(
     };
     let dtype = grad_output.view.dtype;
     let dx = gpu.alloc(dtype, images * input[0] * input[1] * width)?;
-    let call = Call { direction: Direction::Gradient, geometry, dtype, scale: 1.0 };
-    let rows = [Rows::new(dx.view(), width), grad_output, layer.rows(geometry)];
-    call.run(gpu, rows, None, &Added { image_bias: None, residual }, gates)?;
+    let work = Work { direction: Direction::Gradient, geometry, dtype, packed: layer.packed };
+    let operands = Operands::new(Rows::new(dx.view(), width), grad_output, layer.rows(geometry));
+    run(gpu, &work, &Operands { added: Added { image_bias: None, residual }, gates, ..operands })?;
     Ok(dx)
 }
 
@@ -166,8 +190,8 @@ pub(crate) fn by_rows<G: Gpu>(
     scale: f32,
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, depth, n);
-    let call = Call { direction: Direction::Forward, geometry, dtype: a.view.dtype, scale };
-    call.run(gpu, [to, a, b], None, &Added::NOTHING, None)
+    let work = Work { direction: Direction::Forward, geometry, dtype: a.view.dtype, packed: false };
+    run(gpu, &work, &Operands { scale, ..Operands::new(to, a, b) })
 }
 
 /// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
@@ -178,206 +202,69 @@ pub(crate) fn by_columns<G: Gpu>(
     [m, n, depth]: [usize; 3],
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, n, depth);
-    let call = Call { direction: Direction::Gradient, geometry, dtype: a.view.dtype, scale: 1.0 };
-    call.run(gpu, [to, a, b], None, &Added::NOTHING, None)
+    let work = Work { direction: Direction::Gradient, geometry, dtype: a.view.dtype, packed: false };
+    run(gpu, &work, &Operands::new(to, a, b))
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Direction {
-    Forward,
-    Gradient,
-}
-
-/// A kernel: what it is called before direction and type and behind them, the results of a block, its threads, its shared
-/// memory in either direction.
-#[derive(Debug, Clone, Copy)]
-struct Tile {
-    prefix: &'static str,
-    suffix: &'static str,
-    rows: usize,
-    columns: usize,
-    threads: usize,
-    shared_bytes: [usize; 2],
-    /// Clocks of a step.
-    clocks: usize,
-}
-
-const SMALL: Tile = Tile {
-    prefix: "product",
-    suffix: "_64x64",
-    rows: 64,
-    columns: 64,
-    threads: 128,
-    shared_bytes: [50_688, 53_760],
-    clocks: 400,
-};
-
-/// Those behind the first three are Hopper's.
-const TILES: [Tile; 6] = [
-    Tile {
-        suffix: "_128x128",
-        rows: 128,
-        columns: 128,
-        shared_bytes: [100_352, 103_424],
-        clocks: 830,
-        ..SMALL
-    },
-    Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], clocks: 670, ..SMALL },
-    SMALL,
-    Tile {
-        prefix: "product_sm90a",
-        suffix: "_128x160",
-        rows: 128,
-        columns: 160,
-        threads: 256,
-        shared_bytes: [186_368; 2],
-        clocks: 770,
-    },
-    Tile { prefix: "product_sm90a", shared_bytes: [99_840; 2], clocks: 290, ..SMALL },
-    Tile {
-        prefix: "product_sm90a",
-        suffix: "_64x160",
-        columns: 160,
-        shared_bytes: [173_568; 2],
-        clocks: 480,
-        ..SMALL
-    },
-];
-
-/// For numbers of channels that are no eights, and for `f32`. Its own steps are 16 channels deep and take 800 clocks.
-const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], clocks: 4 * 800, ..SMALL };
-
-/// Channels of a step.
-const DEPTH: usize = 64;
-
-/// Steps of a split at least: fewer would not hide the way from memory.
-const MIN_STEPS: usize = 4;
-const MAX_SPLITS: usize = 16;
-
-struct Call<'a> {
-    direction: Direction,
-    geometry: &'a Geometry,
-    dtype: DType,
-    /// Of the product, before anything is added.
+/// A kernel's arrays, and by what a product is multiplied before anything is added.
+struct Operands<'a, G: Gpu> {
+    to: Rows<'a, G>,
+    from: Rows<'a, G>,
+    weight: Rows<'a, G>,
+    bias: Option<View<'a, G>>,
+    added: Added<'a, G>,
+    gates: Option<View<'a, G>>,
     scale: f32,
 }
 
-impl Call<'_> {
-    fn run<G: Gpu>(
-        &self,
-        gpu: &G,
-        [to, from, weight]: [Rows<'_, G>; 3],
-        bias: Option<View<'_, G>>,
-        added: &Added<'_, G>,
-        gates: Option<View<'_, G>>,
-    ) -> Result<()> {
-        if weight.view.dtype != self.dtype {
-            let (lhs, rhs) = (self.dtype, weight.view.dtype);
-            return Err(candle_core::Error::DTypeMismatchBinaryOp { lhs, rhs, op: "a product" }.bt());
-        }
-        let Geometry { images, kernel, stride, padding, .. } = *self.geometry;
-        let (result, source, n, channels) = self.sides();
-        let pixels = images * result[0] * result[1];
-        let in_eights = from.in_eights() && weight.in_eights();
-        let (tile, splits) = self.plan(gpu.chip(), in_eights);
-
-        let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
-        let partial = partial.transpose()?;
-        let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
-        let pointers: [Argument<'_, G>; 8] = [
-            to.view.into(),
-            partial.as_ref().into(),
-            from.view.into(),
-            weight.view.into(),
-            bias.into(),
-            added.image_bias.into(),
-            added.residual.into(),
-            gates.into(),
-        ];
-        let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
-        let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);
-        let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
-        let counters = (splits > 1).then(|| gpu.counters()).transpose()?;
-        let arrivals = counters.as_ref().map(Given::view);
-        let rest = [self.scale.into(), splits.into(), arrivals.into()];
-        let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
-
-        let verb = match self.direction {
-            Direction::Forward => "forward",
-            Direction::Gradient => "gradient",
-        };
-        let name = format!("{}_{verb}_{}{}", tile.prefix, type_name(self.dtype), tile.suffix);
-        let grid = [self.blocks(tile), 1, self.phases() * splits];
-        let shared_bytes = tile.shared_bytes[self.direction as usize];
-        gpu.launch(&Launch { name, grid, threads: tile.threads, shared_bytes }, &arguments)
-    }
-
-    /// Sizes of the result and of what is gathered, and their channels.
-    fn sides(&self) -> ([usize; 2], [usize; 2], usize, usize) {
-        let Geometry { input, output, inputs, outputs, .. } = *self.geometry;
-        match self.direction {
-            Direction::Forward => (output, input, outputs, inputs),
-            Direction::Gradient => (input, output, inputs, outputs),
-        }
-    }
-
-    /// Blocks of a split.
-    fn tiles(&self, tile: Tile) -> usize {
-        self.blocks(tile) * self.phases()
-    }
-
-    /// Those of a phase: the gradient of a stride s has s² of them, each with the pixels that lie s apart.
-    fn blocks(&self, tile: Tile) -> usize {
-        let (result, _, n, _) = self.sides();
-        let step = if self.direction == Direction::Gradient { self.geometry.stride } else { 1 };
-        let rows = self.geometry.images * result[0].div_ceil(step) * result[1].div_ceil(step);
-        rows.div_ceil(tile.rows) * n.div_ceil(tile.columns)
-    }
-
-    /// The kernel, and into how many parts it splits the depth: what takes the fewest [clocks](Self::clocks).
-    fn plan(&self, chip: Chip, in_eights: bool) -> (Tile, usize) {
-        let Geometry { inputs, .. } = *self.geometry;
-        let (_, _, n, channels) = self.sides();
-        let widths = [channels, inputs, if self.direction == Direction::Forward { 8 } else { n }];
-        let in_eights = in_eights && widths.iter().all(|width| width.is_multiple_of(8));
-        let tensor_cores = self.dtype != DType::F32 && in_eights;
-        let tiles = match (tensor_cores, chip.sm90a) {
-            (true, true) => TILES.as_slice(),
-            (true, false) => &TILES[..3],
-            (false, _) => &[PLAIN],
-        };
-        let steps = self.steps();
-        let splits = (1..=MAX_SPLITS).filter(|&splits| splits == 1 || steps >= splits * MIN_STEPS);
-        let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
-        let choices = choices.filter(|&(tile, splits)| splits == 1 || self.tiles(tile) <= COUNTERS);
-        choices.min_by_key(|&choice| self.clocks(chip, choice)).unwrap_or((PLAIN, 1))
-    }
-
-    /// The estimate in the kernels' source: blocks go in waves over the multiprocessors; the last of a tile adds up its splits.
-    fn clocks(&self, chip: Chip, (tile, splits): (Tile, usize)) -> usize {
-        /// Of a block beside its steps; to find out which is the last; bytes of a clock that a block reads, of sums.
-        const BLOCK: usize = 2000;
-        const ARRIVAL: usize = 2000;
-        const BYTES: usize = 48;
-        let waves = (self.tiles(tile) * splits).div_ceil(chip.multiprocessors);
-        let sum = if splits > 1 { ARRIVAL + (1 + splits) * tile.rows * tile.columns * 4 / BYTES } else { 0 };
-        waves * (self.steps().div_ceil(splits) * tile.clocks + BLOCK) + sum
-    }
-
-    /// Of a phase.
-    fn steps(&self) -> usize {
-        let (Geometry { kernel, .. }, (_, _, _, channels)) = (*self.geometry, self.sides());
-        (kernel[0] * kernel[1]).div_ceil(self.phases()) * channels.div_ceil(DEPTH)
-    }
-
-    fn phases(&self) -> usize {
-        match self.direction {
-            Direction::Forward => 1,
-            Direction::Gradient => self.geometry.stride * self.geometry.stride,
-        }
+impl<'a, G: Gpu> Operands<'a, G> {
+    /// Nothing rides on the product.
+    fn new(to: Rows<'a, G>, from: Rows<'a, G>, weight: Rows<'a, G>) -> Self {
+        Self { to, from, weight, bias: None, added: Added::NOTHING, gates: None, scale: 1.0 }
     }
 }
 
+/// By the plan that takes the fewest clocks.
+fn run<G: Gpu>(gpu: &G, work: &Work<'_>, operands: &Operands<'_, G>) -> Result<()> {
+    let Operands { from, weight, .. } = operands;
+    if weight.view.dtype != work.dtype {
+        let (lhs, rhs) = (work.dtype, weight.view.dtype);
+        return Err(candle_core::Error::DTypeMismatchBinaryOp { lhs, rhs, op: "a product" }.bt());
+    }
+    let plan = work.plan(gpu.chip(), from.in_eights() && weight.in_eights());
+    let what = || "rows that do not begin at eights, with packed weights".into();
+    let plan = plan.ok_or_else(|| Error::Unsupported { op: "a product", what: what() })?;
+    run_as(gpu, work, plan, operands)
+}
+
+fn run_as<G: Gpu>(gpu: &G, work: &Work<'_>, plan: Plan, operands: &Operands<'_, G>) -> Result<()> {
+    let Operands { to, from, weight, bias, added, gates, scale } = operands;
+    let splits = plan.splits;
+    let Geometry { images, kernel, stride, padding, .. } = *work.geometry;
+    let (result, source, n, channels) = work.sides();
+    let pixels = images * result[0] * result[1];
+    let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
+    let partial = partial.transpose()?;
+    let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
+    let pointers: [Argument<'_, G>; 8] = [
+        to.view.into(),
+        partial.as_ref().into(),
+        from.view.into(),
+        weight.view.into(),
+        (*bias).into(),
+        added.image_bias.into(),
+        added.residual.into(),
+        (*gates).into(),
+    ];
+    let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
+    let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);
+    let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
+    let counters = (splits > 1).then(|| gpu.counters()).transpose()?;
+    let arrivals = counters.as_ref().map(Given::view);
+    let rest = [(*scale).into(), splits.into(), arrivals.into()];
+    let arguments = [pointers.as_slice(), &sizes, &window, &strides, &rest].concat();
+    gpu.launch(&work.launch(plan), &arguments)
+}
+
 #[cfg(test)]
-#[path = "product_tests.rs"]
 mod tests;

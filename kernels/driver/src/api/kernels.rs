@@ -112,6 +112,9 @@ pub struct Attribute {
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
 const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
+/// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
+const CLUSTER_DIMENSION: c_uint = 4;
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuLaunchKernelEx(
     sizes: *const Sizes,
@@ -120,6 +123,25 @@ pub extern "C" fn cuLaunchKernelEx(
     _extra: *const c_void,
 ) -> c_uint {
     with(|state| launch(state, unsafe { &*function }, unsafe { &*sizes }, arguments))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuOccupancyMaxActiveClusters(
+    clusters: *mut c_int,
+    function: *const Function,
+    sizes: *const Sizes,
+) -> c_uint {
+    with(|state| {
+        let (function, Sizes { attributes, count, .. }) = unsafe { (&*function, &*sizes) };
+        match attributes_of(*attributes, *count) {
+            // Of an H100's groups of 16 and 18 multiprocessors, with a block on each.
+            [Attribute { id: CLUSTER_DIMENSION, value: [4, 1, 1, ..], .. }] => {
+                unsafe { *clusters = 32 };
+                Ok(())
+            }
+            _ => state.refuse(Status::INVALID_VALUE, &format!("clusters of {}", function.name)),
+        }
+    })
 }
 
 fn attributes_of<'a>(first: *const Attribute, count: c_uint) -> &'a [Attribute] {
@@ -144,11 +166,19 @@ fn launch(
     {
         return refuse(state, format!("on {grid:?} of {block:?}"));
     }
-    let early = match attributes_of(attributes, count) {
-        [] => false,
-        [one] if one.id == PROGRAMMATIC_STREAM_SERIALIZATION => one.value[0] == 1,
-        _ => return refuse(state, "has attributes that are not known here".into()),
-    };
+    let (mut early, mut cluster) = (false, 1);
+    for Attribute { id, value, .. } in attributes_of(attributes, count) {
+        match (*id, *value) {
+            (PROGRAMMATIC_STREAM_SERIALIZATION, [wanted, ..]) => early = wanted == 1,
+            (CLUSTER_DIMENSION, [size @ 1..=8, 1, 1, ..]) if grid[0].is_multiple_of(size as u32) => {
+                cluster = size as u32;
+            }
+            (CLUSTER_DIMENSION, [x, y, z, ..]) => {
+                return refuse(state, format!("on {grid:?} in clusters of {:?}", [x, y, z]));
+            }
+            _ => return refuse(state, "has attributes that are not known here".into()),
+        }
+    }
     if early {
         state.check_may_begin_early(stream, function)?;
     }
@@ -158,6 +188,7 @@ fn launch(
         unsafe { std::ptr::copy_nonoverlapping(*arguments.add(i), bits.as_mut_ptr(), bytes) };
         u64::from_ne_bytes(bits)
     });
-    let launch = Launch { arguments: arguments.collect(), function, grid, block, shared_bytes, early };
+    let launch =
+        Launch { arguments: arguments.collect(), function, grid, block, shared_bytes, cluster, early };
     state.enqueue(stream, Work::Launch(launch))
 }

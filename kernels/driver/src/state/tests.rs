@@ -119,7 +119,7 @@ fn a_card_has_so_much_memory() {
 fn silu([to, from]: [u64; 2]) -> Work {
     let function = Box::leak(Box::new(Function::named("silu_f32", false).unwrap()));
     let (grid, block, arguments) = ([1; 3], [32, 1, 1], vec![to, from, 1]);
-    Work::Launch(Launch { function, grid, block, shared_bytes: 0, early: false, arguments })
+    Work::Launch(Launch { function, grid, block, shared_bytes: 0, cluster: 1, early: false, arguments })
 }
 
 #[test]

@@ -1,13 +1,11 @@
-//! Products with a frozen weight against their definition in f64: linear layers, convolutions, their gradients.
+//! A product, and its definition.
 
-mod common;
+use host_kernels::{Argument, Buffer, Launch, LaunchError};
 
-use common::{Matrix, Storage, Uniform, assert_close, gelu, gelu_derivative, values};
-use half::{bf16, f16};
-use host_kernels::{Argument, Buffer, Launch, LaunchError, shuffled};
+use crate::common::{Matrix, Storage, Uniform, assert_close, gelu, gelu_derivative, values};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Direction {
+pub enum Direction {
     Forward,
     Gradient,
 }
@@ -16,65 +14,61 @@ use Direction::{Forward, Gradient};
 /// A kernel: what it is called before direction and type and behind them, the results of a block, its threads, its shared
 /// memory by direction.
 #[derive(Clone, Copy, Debug)]
-struct Tile {
-    prefix: &'static str,
-    suffix: &'static str,
-    threads: u32,
-    rows: usize,
-    columns: usize,
-    shared_bytes: [u32; 2],
+pub struct Tile {
+    pub prefix: &'static str,
+    pub suffix: &'static str,
+    pub threads: u32,
+    pub rows: usize,
+    pub columns: usize,
+    pub shared_bytes: [u32; 2],
 }
-
-const TILES: [Tile; 6] = [
-    SMALL,
-    Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], ..SMALL },
-    Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], ..SMALL },
-    Tile { shared_bytes: [99_840; 2], prefix: "product_sm90a", ..SMALL },
-    Tile { suffix: "_64x160", columns: 160, shared_bytes: [173_568; 2], prefix: "product_sm90a", ..SMALL },
-    Tile {
-        suffix: "_128x160",
-        rows: 128,
-        columns: 160,
-        threads: 256,
-        shared_bytes: [186_368; 2],
-        prefix: "product_sm90a",
-    },
-];
-const SMALL: Tile = Tile {
-    prefix: "product",
-    suffix: "_64x64",
-    threads: 128,
-    rows: 64,
-    columns: 64,
-    shared_bytes: [50_688, 53_760],
-};
-/// For numbers of channels that are no eights, and for f32.
-const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], ..SMALL };
 
 /// A convolution from `inputs` to `outputs` channels, and what rides on the product.
 #[derive(Clone, Copy, Debug)]
-struct Problem {
-    images: usize,
-    input: [usize; 2],
-    inputs: usize,
-    output: [usize; 2],
-    outputs: usize,
-    kernel: [usize; 2],
-    stride: usize,
-    padding: [usize; 2],
-    scale: f32,
-    bias: bool,
-    image_bias: bool,
-    residual: bool,
+pub struct Problem {
+    pub images: usize,
+    pub input: [usize; 2],
+    pub inputs: usize,
+    pub output: [usize; 2],
+    pub outputs: usize,
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    pub padding: [usize; 2],
+    pub scale: f32,
+    pub bias: bool,
+    pub image_bias: bool,
+    pub residual: bool,
     /// Whether the gradient goes on through a GEGLU.
-    gates: bool,
-    splits: usize,
+    pub gates: bool,
+    pub splits: usize,
     /// Behind each row of each matrix.
-    gap: usize,
+    pub gap: usize,
+}
+
+impl Tile {
+    /// Whether weights are packed for it.
+    pub fn is_hoppers(&self) -> bool {
+        self.prefix == "product_sm90a"
+    }
+}
+
+/// Weights `[O, taps, I]` as pieces of 8 outputs × 8 inputs, `[O / 8, taps, I / 8, 8, 8]`.
+fn packed<T: Copy>(w: &[T], taps: usize, inputs: usize) -> Vec<T> {
+    let outputs = w.len() / (taps * inputs);
+    let mut packed = Vec::with_capacity(w.len());
+    for (first_output, tap) in (0..outputs).step_by(8).flat_map(|o| (0..taps).map(move |tap| (o, tap))) {
+        for first_input in (0..inputs).step_by(8) {
+            for output in first_output..first_output + 8 {
+                let first = (output * taps + tap) * inputs + first_input;
+                packed.extend_from_slice(&w[first..first + 8]);
+            }
+        }
+    }
+    packed
 }
 
 impl Problem {
-    fn linear(rows: usize, inputs: usize, outputs: usize) -> Self {
+    pub fn linear(rows: usize, inputs: usize, outputs: usize) -> Self {
         Self {
             images: 1,
             input: [1, rows],
@@ -95,7 +89,7 @@ impl Problem {
     }
 
     /// 3 × 3, padded by 1 in front, and behind as far as the output needs it.
-    fn convolution(
+    pub fn convolution(
         images: usize,
         input: [usize; 2],
         output: [usize; 2],
@@ -106,7 +100,7 @@ impl Problem {
         Self { images, input, output, kernel: [3, 3], padding: [1, 1], ..linear }
     }
 
-    fn with_epilogue(self) -> Self {
+    pub fn with_epilogue(self) -> Self {
         Self { bias: true, image_bias: true, residual: true, scale: 0.75, ..self }
     }
 
@@ -135,7 +129,7 @@ impl Problem {
 }
 
 /// Runs a kernel; compares all results.
-fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Result<(), LaunchError> {
+pub fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Result<(), LaunchError> {
     let Problem { images, inputs, outputs, gap, splits, .. } = problem;
     let taps = problem.taps();
     let (result, source, n, channels) = match direction {
@@ -158,7 +152,11 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
     let partial = Buffer::<f32>::unwritten(splits * pixels * n.next_multiple_of(8));
     let buffers = [
         Matrix::from_slice(&a, channels, gap),
-        Matrix::from_slice(&w, taps * inputs, gap),
+        if tile.is_hoppers() {
+            Matrix::from_slice(&packed(&w, taps, inputs), taps * inputs, 0)
+        } else {
+            Matrix::from_slice(&w, taps * inputs, gap)
+        },
         Matrix::from_slice(&bias, n, 0),
         Matrix::from_slice(&image_bias, n, gap),
         Matrix::from_slice(&residual, n, gap),
@@ -199,7 +197,10 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
         Gradient => ("gradient", problem.stride),
     };
     let phase_rows = images * result[0].div_ceil(step) * result[1].div_ceil(step);
-    let blocks = phase_rows.div_ceil(tile.rows) * n.div_ceil(tile.columns);
+    let tiles_down = phase_rows.div_ceil(tile.rows);
+    let blocks = tiles_down * n.div_ceil(tile.columns);
+    let together = |size: &usize| *size == 1 || tile.is_hoppers() && tiles_down.is_multiple_of(*size);
+    let cluster = [4, 2, 1].into_iter().find(together).unwrap_or(1) as u32;
     let arrivals = Buffer::from_slice(&vec![0_u32; step * step * blocks]);
     arguments.extend([Argument::from(problem.scale), Argument::from(splits as i32)]);
     arguments.push(if splits > 1 { (&arrivals).into() } else { Argument::NULL });
@@ -208,6 +209,7 @@ fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> Resu
         grid: [blocks as u32, 1, (step * step * splits) as u32],
         block: [tile.threads, 1, 1],
         shared_bytes: tile.shared_bytes[direction as usize],
+        cluster,
     }
     .run(&arguments)?;
     if splits > 1 {
@@ -270,143 +272,4 @@ fn through_geglu<T: Storage>(d: &[f64], gates: &[T], n: usize, magnitude: bool) 
         of_a.chain(of_b).collect::<Vec<_>>()
     };
     d.chunks(n).zip(gates.chunks(2 * n)).flat_map(of_row).collect()
-}
-
-fn both<T: Storage>(tile: Tile, problem: Problem) -> Result<(), LaunchError> {
-    check::<T>(Forward, tile, problem)?;
-    check::<T>(Gradient, tile, problem)
-}
-
-#[test]
-fn linear_layers_at_sizes_around_the_blocks() -> Result<(), LaunchError> {
-    for tile in TILES {
-        for (rows, inputs, outputs) in [
-            (1, 8, 8),
-            (tile.rows - 1, 64, tile.columns - 8),
-            (tile.rows, 72, tile.columns),
-            (tile.rows + 1, 56, tile.columns + 8),
-        ] {
-            check::<f16>(Forward, tile, Problem::linear(rows, inputs, outputs))?;
-            check::<f16>(Gradient, tile, Problem::linear(rows, outputs, inputs))?;
-        }
-        check::<bf16>(Forward, tile, Problem::linear(19, 264, 40))?;
-        check::<bf16>(Gradient, tile, Problem::linear(19, 40, 264))?;
-    }
-    Ok(())
-}
-
-#[test]
-fn results_need_not_be_eights_in_the_forward_direction() -> Result<(), LaunchError> {
-    for outputs in [1, 3, 4, 63, 65] {
-        check::<f16>(Forward, SMALL, Problem::linear(5, 136, outputs).with_epilogue())?;
-    }
-    check::<bf16>(Forward, SMALL, Problem::convolution(1, [5, 4], [5, 4], 16, 3).with_epilogue())
-}
-
-#[test]
-fn convolutions() -> Result<(), LaunchError> {
-    for tile in TILES {
-        // Several images in a block, and an image over several.
-        both::<f16>(tile, Problem::convolution(3, [5, 7], [5, 7], 24, 40))?;
-    }
-    both::<f16>(SMALL, Problem::convolution(1, [11, 13], [11, 13], 72, 8))?;
-    both::<bf16>(SMALL, Problem::convolution(2, [8, 8], [8, 8], 8, 72))?;
-    let one = Problem { kernel: [1, 1], padding: [0, 0], ..Problem::convolution(2, [4, 6], [4, 6], 40, 16) };
-    both::<f16>(SMALL, one)?;
-    let oblong =
-        Problem { kernel: [2, 5], padding: [0, 3], ..Problem::convolution(1, [6, 5], [5, 6], 8, 16) };
-    both::<f16>(SMALL, oblong)
-}
-
-#[test]
-fn strides() -> Result<(), LaunchError> {
-    for tile in TILES {
-        both::<f16>(tile, Problem { stride: 2, ..Problem::convolution(2, [8, 6], [4, 3], 24, 16) })?;
-    }
-    // Odd sizes: phases differ in size. Padding behind alone, as the VAE has it. Phases without a tap.
-    both::<f16>(SMALL, Problem { stride: 2, ..Problem::convolution(2, [7, 9], [4, 5], 72, 8) })?;
-    both::<bf16>(
-        SMALL,
-        Problem { stride: 2, padding: [0, 0], ..Problem::convolution(1, [8, 6], [4, 3], 8, 24) },
-    )?;
-    let one = Problem { kernel: [1, 1], padding: [0, 0], ..Problem::convolution(1, [6, 5], [3, 3], 16, 8) };
-    both::<f16>(SMALL, Problem { stride: 2, ..one })?;
-    both::<f16>(SMALL, Problem { stride: 3, ..Problem::convolution(1, [7, 8], [3, 3], 8, 8) })
-}
-
-#[test]
-fn what_rides_on_a_product() -> Result<(), LaunchError> {
-    let problem = Problem { images: 2, ..Problem::linear(9, 24, 40).with_epilogue() };
-    both::<f16>(SMALL, problem)?;
-    both::<f32>(PLAIN, problem)?;
-    for [bias, image_bias, residual] in [0, 1, 2].map(|which| [0, 1, 2].map(|i| i == which)) {
-        both::<bf16>(SMALL, Problem { images: 2, bias, image_bias, residual, ..Problem::linear(9, 24, 40) })?;
-    }
-    for tile in TILES {
-        both::<f16>(tile, Problem { images: 2, ..Problem::linear(35, 16, 24).with_epilogue() })?;
-    }
-    both::<f16>(SMALL, Problem { stride: 2, ..Problem::convolution(2, [4, 4], [2, 2], 8, 8).with_epilogue() })
-}
-
-#[test]
-fn gradients_that_go_on_through_a_geglu() -> Result<(), LaunchError> {
-    for tile in TILES {
-        for splits in [1, 2] {
-            let problem = Problem { gates: true, splits, scale: 0.75, ..Problem::linear(67, 24, 136) };
-            check::<f16>(Gradient, tile, problem)?;
-            check::<bf16>(Gradient, tile, Problem { inputs: tile.columns + 8, ..problem })?;
-        }
-    }
-    let odd = Problem { gates: true, gap: 3, ..Problem::linear(65, 11, 7) };
-    check::<f32>(Gradient, PLAIN, odd)?;
-    check::<f16>(Gradient, PLAIN, odd)
-}
-
-#[test]
-fn splits_of_the_depth() -> Result<(), LaunchError> {
-    // Nine steps, and more splits than that.
-    for splits in [2, 3, 5, 11] {
-        let problem = Problem { splits, ..Problem::convolution(2, [3, 5], [3, 5], 24, 32).with_epilogue() };
-        both::<f16>(SMALL, problem)?;
-        both::<f32>(PLAIN, problem)?;
-    }
-    for tile in TILES {
-        check::<bf16>(Forward, tile, Problem { splits: 2, ..Problem::linear(67, 328, 168) })?;
-        check::<f16>(Gradient, tile, Problem { splits: 2, ..Problem::linear(67, 168, 328) })?;
-    }
-    both::<f16>(SMALL, Problem { splits: 2, stride: 2, ..Problem::convolution(1, [5, 5], [3, 3], 8, 8) })?;
-    check::<f16>(Forward, SMALL, Problem { splits: 3, ..Problem::linear(7, 200, 3).with_epilogue() })
-}
-
-#[test]
-fn any_number_of_channels_without_tensor_cores() -> Result<(), LaunchError> {
-    fn at_all_sizes<T: Storage>() -> Result<(), LaunchError> {
-        for (rows, inputs, outputs) in [(1, 1, 1), (63, 15, 63), (64, 16, 64), (65, 17, 67)] {
-            both::<T>(PLAIN, Problem { gap: 1, ..Problem::linear(rows, inputs, outputs) })?;
-        }
-        both::<T>(
-            PLAIN,
-            Problem { gap: 0, ..Problem::convolution(2, [5, 6], [5, 6], 4, 11).with_epilogue() },
-        )?;
-        both::<T>(PLAIN, Problem { gap: 3, stride: 2, ..Problem::convolution(2, [7, 6], [4, 3], 3, 7) })?;
-        both::<T>(PLAIN, Problem { gap: 1, splits: 3, ..Problem::convolution(1, [4, 4], [4, 4], 7, 5) })
-    }
-    at_all_sizes::<f32>()?;
-    at_all_sizes::<f16>()?;
-    at_all_sizes::<bf16>()
-}
-
-#[test]
-fn no_result_depends_on_the_order_of_threads() -> Result<(), LaunchError> {
-    for seed in 1..3 {
-        shuffled(seed, || {
-            let problem = Problem::convolution(2, [6, 5], [6, 5], 72, 24).with_epilogue();
-            for tile in TILES {
-                both::<f16>(tile, problem)?;
-            }
-            both::<f16>(SMALL, Problem { splits: 3, ..problem })?;
-            both::<f32>(PLAIN, problem)
-        })?;
-    }
-    Ok(())
 }
