@@ -40,14 +40,14 @@
 // Choice  Of all tiles (on Hopper those of product_sm90a.cu instead), and 1 to 16 splits of 4 steps at least, the fewest
 //         clocks, estimated as
 //
-//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · max(clocks, bytes / share) + 2000)
+//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · max(clocks, bytes / share) + 1400 + results / share)
 //                 + (2000 + (1 + splits) · results of a tile · 4 / 48, if splits > 1)
 //
 //         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
 //         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; bytes what a step copies, 128 · (rows + columns),
 //         and share what the second-level cache has for a block in a clock: 32 bytes where every multiprocessor wants some (an A100's has
-//         5120 a clock for all, by its white paper; 132 would have 39 each), up to 64 where fewer do; 2000 to begin and end a
-//         block; then what it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉
+//         5120 a clock for all, by its white paper; 132 would have 39 each), up to 64 where fewer do; 1400 to begin and end a
+//         block, and what its results take, two bytes each; then what it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉
 //         steps of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md). GEGLU: Shazeer, arXiv 2002.05202.
@@ -58,22 +58,22 @@
 //         M      N      depth        tile     splits  blocks   GFLOP   time        TFLOP/s
 //         4096   320    9 · 320      128x128  1       96       7.5     22 µs       340
 //         4096   320    9 · 960      128x128  1       96       22.6    65 µs       350
-//         4096   320    320          128x128  1       96       0.8     3 µs        240
-//         4096   2560   320          128x128  1       640      6.7     20 µs       330
-//         4096   320    1280         128x128  1       96       3.4     11 µs       320
-//         1024   640    9 · 640      128x128  3       120      7.5     21 µs       350
-//         1024   640    9 · 1920     128x128  3       120      22.6    53 µs       420
-//         1024   640    640          64x160   1       64       0.8     5 µs        170
-//         1024   5120   640          128x128  1       320      6.7     21 µs       320
+//         4096   320    320          128x128  1       96       0.8     4 µs        230
+//         4096   2560   320          128x128  1       640      6.7     22 µs       310
+//         4096   320    1280         128x128  1       96       3.4     11 µs       310
+//         1024   640    9 · 640      128x128  3       120      7.5     22 µs       350
+//         1024   640    9 · 1920     128x128  3       120      22.6    54 µs       420
+//         1024   640    640          64x160   1       64       0.8     5 µs        180
+//         1024   5120   640          128x128  1       320      6.7     22 µs       310
 //         256    1280   9 · 1280     128x128  6       120      7.5     24 µs       320
 //         256    1280   9 · 2560     128x128  6       120      15.1    40 µs       380
-//         256    1280   1280         64x64    1       80       0.8     6 µs        150
+//         256    1280   1280         64x64    1       80       0.8     5 µs        150
 //         256    10240  1280         64x160   1       256      6.7     23 µs       300
-//         256    1280   5120         128x128  5       100      3.4     14 µs       230
-//         64     1280   9 · 1280     64x64    6       120      1.9     12 µs       160 (weights: 10 µs)
+//         256    1280   5120         64x160   3       96       3.4     15 µs       230
+//         64     1280   9 · 1280     64x64    5       100      1.9     11 µs       170 (weights: 10 µs)
 //         4096   4      9 · 320      64x64    2       128      0.1     9 µs        conv_out
 //         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
-//         16384  512    9 · 512      128x128  1       512      77      173 µs      450 (VAE)
+//         16384  512    9 · 512      128x128  1       512      77      174 µs      450 (VAE)
 //
 //         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 7 µs.
 #include "product_block.cuh"

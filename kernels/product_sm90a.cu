@@ -1,6 +1,6 @@
 // Products with a frozen weight by Hopper's own instructions: what product.cu computes, with its parameters, faster.
 //
-// product_sm90a_{forward,gradient}_{f16,bf16}_{128x160,64x160,64x64}
+// product_sm90a_{forward,gradient}_{f16,bf16}_{128x320,128x160,64x160,64x64}
 //
 // Shapes, types  as product.cu's kernels with tensor cores, but for w, which is packed: in pieces of 8 outputs × 8 inputs, [O / 8,
 //         kernel_height, kernel_width, I / 8, 8, 8], w_stride as ever I · kernel_width · kernel_height. So the pieces of a step lie as
@@ -8,6 +8,7 @@
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. O and I multiples of 8
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
+//         128x320   256      128 × 320           231488                1                           191
 //         128x160   256      128 × 160           186448                1                           146
 //         64x160    128      64 × 160            173664                1                           146
 //         64x64     128      64 × 64             99936                 2                           142
@@ -15,11 +16,11 @@
 //         Nothing is spilled. Grid as product.cu's, in clusters of 1, 2 or 4 blocks in x, a divisor of the tiles of rows: neighbours
 //         in a cluster have the same columns, and each sends all of them a share of the weights.
 //
-// Choice  By product.cu's estimate, with 770, 480 and 290 clocks for a step of 128x160, 64x160 and 64x64: shared memory moves 128
-//         bytes a clock, a step's copies (36, 28 and 16 KB) and 7 KB for each product of 64 × 160 × 16, 4 KB for one of 64 × 64 × 16,
-//         which is 736, 448 and 256 clocks; some more to meet at the barrier. The tensor cores need 640, 320 and 128. Alone, blocks
-//         would wait for the second-level cache: for 1150, 900 and 510 clocks, in clusters of four for 670, 420 and 320. The driver
-//         says how many of these a card runs at once.
+// Choice  By product.cu's estimate, with 1400, 770, 480 and 290 clocks for a step of 128x320, 128x160, 64x160 and 64x64: shared
+//         memory moves 128 bytes a clock, a step's copies (56, 36, 28 and 16 KB) and 7 KB for each product of 64 × 160 × 16, 4 KB
+//         for one of 64 × 64 × 16, which is 1344, 736, 448 and 256 clocks; some more to meet at the barrier. The tensor cores need
+//         1280, 640, 320 and 128. Alone, blocks would wait for the second-level cache: for 1800, 1150, 900 and 510 clocks, in clusters
+//         of four for 830, 670, 420 and 320. The driver says how many of these a card runs at once.
 // Source  wgmma, mbarrier and cp.async.bulk as the PTX ISA has them; clusters that share a side of a product as CUTLASS has them. What a
 //         row gathers each thread copies itself, zeros beside the image too.
 //
@@ -27,29 +28,30 @@
 //
 //         M      N      depth        tile     splits  cluster  blocks   GFLOP   time     without  TFLOP/s
 //         4096   320    9 · 320      64x160   1       4        128      7.5     13 µs    22 µs    560
-//         4096   320    9 · 960      128x160  2       4        128      22.6    35 µs    65 µs    650
-//         4096   320    320          64x160   1       4        128      0.8     2 µs     3 µs     340
-//         4096   2560   320          128x160  1       4        512      6.7     13 µs    20 µs    500
+//         4096   320    9 · 960      128x160  2       4        128      22.6    35 µs    65 µs    640
+//         4096   320    320          64x160   1       4        128      0.8     3 µs     4 µs     330
+//         4096   2560   320          128x320  1       2        256      6.7     13 µs    22 µs    540
 //         4096   320    1280         64x160   1       4        128      3.4     7 µs     11 µs    510
-//         1024   640    9 · 640      64x160   2       4        128      7.5     16 µs    21 µs    470
-//         1024   640    9 · 1920     128x160  4       4        128      22.6    37 µs    53 µs    610
-//         1024   640    640          64x160   1       4        64       0.8     4 µs     5 µs     220
-//         1024   5120   640          128x160  1       4        256      6.7     11 µs    21 µs    610
+//         1024   640    9 · 640      64x160   2       4        128      7.5     16 µs    22 µs    470
+//         1024   640    9 · 1920     128x160  4       4        128      22.6    37 µs    54 µs    610
+//         1024   640    640          64x160   1       1        64       0.8     4 µs     5 µs     230
+//         1024   5120   640          128x320  1       2        128      6.7     10 µs    22 µs    660
 //         256    1280   9 · 1280     64x160   4       4        128      7.5     17 µs    24 µs    440
 //         256    1280   9 · 2560     64x160   4       4        128      15.1    29 µs    40 µs    520
-//         256    1280   1280         64x64    1       4        80       0.8     4 µs     6 µs     190
-//         256    10240  1280         128x160  1       2        128      6.7     10 µs    23 µs    650
+//         256    1280   1280         64x64    1       2        80       0.8     4 µs     5 µs     200
+//         256    10240  1280         128x160  1       2        128      6.7     11 µs    23 µs    630
 //         256    1280   5120         64x160   4       4        128      3.4     10 µs    14 µs    330
-//         64     1280   9 · 1280     64x64    4       1        80       1.9     11 µs    12 µs    170 (weights: 10 µs)
-//         77     1280   768          64x64    1       2        40       0.2     3 µs     4 µs     keys and values of the text
-//         16384  512    9 · 512      128x160  1       4        512      77      131 µs   173 µs   590 (VAE)
+//         64     1280   9 · 1280     64x64    4       1        80       1.9     11 µs    11 µs    170 (weights: 10 µs)
+//         77     1280   768          64x64    1       1        40       0.2     3 µs     4 µs     keys and values of the text
+//         16384  512    9 · 512      128x320  1       2        256      77      119 µs   174 µs   650 (VAE)
 #include "cluster.cuh"
 #include "product_block.cuh"
 #include "warpgroup.cuh"
 
-// A block of WARPGROUPS times 64 × COLUMNS results.
+// A block of WARPGROUPS times 64 × COLUMNS results, of which an instruction makes WIDTH columns.
 template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
     static constexpr int ROWS = WARPGROUPS * 64, COLUMNS = COLUMNS_, THREADS = WARPGROUPS * 128, STAGES = STAGES_;
+    static constexpr int WIDTH = COLUMNS > 160 ? 160 : COLUMNS;
 };
 
 // The weights of a step, as they lie in memory: lines of pieces of 8 outputs × 8 inputs. Forward: a line has the step's channels for
@@ -112,11 +114,14 @@ template <typename T, Direction D, typename Shape> struct Weights {
         cluster_arrive();
         cluster_wait();
     }
-    // Those of 16 channels from 16 k on.
-    DEVICE_MEMBER static uint64_t matrix(const T* tile, int k) {
+    // Those of 16 channels from 16 k on, for the results of an instruction from 8 · `eighth` on.
+    DEVICE_MEMBER static uint64_t matrix(const T* tile, int k, int eighth) {
         constexpr unsigned BYTES = PIECE * sizeof(T), LINE = ACROSS * BYTES;
-        if constexpr (D == Direction::Forward) return matrix_at(tile + k * 2 * PIECE, Lines::Of16, LINE, BYTES);
-        else return matrix_at(tile + k * 2 * ACROSS * PIECE, Lines::Of16, BYTES, LINE);
+        if constexpr (D == Direction::Forward) {
+            return matrix_at(tile + (eighth * ACROSS + k * 2) * PIECE, Lines::Of16, LINE, BYTES);
+        } else {
+            return matrix_at(tile + (k * 2 * ACROSS + eighth) * PIECE, Lines::Of16, BYTES, LINE);
+        }
     }
 };
 
@@ -145,7 +150,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int step = 0; step < AHEAD; ++step) load(step);
 
-    Sums<Shape::COLUMNS> sums = {};
+    constexpr int EIGHTHS = Shape::WIDTH / 8, INSTRUCTIONS = Shape::COLUMNS / Shape::WIDTH;
+    Sums<Shape::WIDTH> sums[INSTRUCTIONS] = {};
     int warpgroup_row = threadIdx.x / 128 * 64;
     for (int step = 0; step < block.count; ++step) {
         cp_async_wait<AHEAD - 1>();
@@ -155,9 +161,12 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         warpgroup_begin();
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) {
-            const T* left = block.left(step) + warpgroup_row * DEPTH + k * 16;
-            wgmma_k16<T, D == Direction::Gradient>(sums, matrix_at(left, Lines::Of128, 8 * DEPTH * sizeof(T), 0),
-                                                   Right::matrix(block.right(step), k));
+            const T* rows = block.left(step) + warpgroup_row * DEPTH + k * 16;
+            uint64_t left = matrix_at(rows, Lines::Of128, 8 * DEPTH * sizeof(T), 0);
+#pragma unroll
+            for (int i = 0; i < INSTRUCTIONS; ++i) {
+                wgmma_k16<T, D == Direction::Gradient>(sums[i], left, Right::matrix(block.right(step), k, i * EIGHTHS));
+            }
         }
         warpgroup_commit();
         load(step + AHEAD);
@@ -168,13 +177,14 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     }
     cluster_arrive();
     warpgroup_wait<0>();
-    pin(sums);
+#pragma unroll
+    for (int i = 0; i < INSTRUCTIONS; ++i) pin(sums[i]);
 
     cp_async_wait<0>();
     __syncthreads();
     int warp_row = threadIdx.x / 32 * 16;
 #pragma unroll
-    for (int j = 0; j < Shape::COLUMNS / 8; ++j) block.put(warp_row, j * 8, sums[j]);
+    for (int j = 0; j < Shape::COLUMNS / 8; ++j) block.put(warp_row, j * 8, sums[j / EIGHTHS][j % EIGHTHS]);
     __syncthreads();
     block.deliver();
     cluster_wait();  // others have arrived at this block's barriers until now
@@ -183,12 +193,15 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 using Tile64x64 = Tile<1, 64, 6>;
 using Tile64x160 = Tile<1, 160, 6>;
 using Tile128x160 = Tile<2, 160, 5>;
+using Tile128x320 = Tile<2, 320, 4>;
 #define OF_TILE(T, tile, threads, blocks)                                                                              \
     PRODUCT(product_sm90a_forward_##T##_##tile, (threads, blocks), T, (product<T, Direction::Forward, Tile##tile>(p)))  \
     PRODUCT(product_sm90a_gradient_##T##_##tile, (threads, blocks), T, (product<T, Direction::Gradient, Tile##tile>(p)))
 OF_TILE(f16, 64x64, 128, 2)
 OF_TILE(f16, 64x160, 128, 1)
 OF_TILE(f16, 128x160, 256, 1)
+OF_TILE(f16, 128x320, 256, 1)
 OF_TILE(bf16, 64x64, 128, 2)
 OF_TILE(bf16, 64x160, 128, 1)
 OF_TILE(bf16, 128x160, 256, 1)
+OF_TILE(bf16, 128x320, 256, 1)

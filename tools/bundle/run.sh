@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA card, without Rust: tests on the card, the bench, compute-sanitizer where it is installed.
 #
-#     ./run.sh [OUT]         leaves report.json, bench.json, the times of a step's kernels in bench.kernels.tsv, and what everything
-#                            said as text in OUT [default: report beside this]
+#     ./run.sh [OUT]         leaves report.json, bench.json, the times of a step's kernels in bench.kernels.tsv, those of every kernel
+#                            that could compute one of its products in products.txt, and what else was said as text in OUT
+#                            [default: report beside this]
 #
 # REQUIRE_GPU=1 makes a machine without a card a failure. PEER_PYTHON [default: python3] is a Python with torch, diffusers and
 # transformers; without them the bench has no peers. BENCH_FLAGS are flags of `cargo xtask bench`. `cargo xtask bundle --gpu`
@@ -53,6 +54,7 @@ check operators_without_sm90a env HIPER_SM90A=0 "$programs/operators" card
 check network "$programs/network" --nocapture
 [ -z "$PEER_PYTHON" ] || check operator_errors "$PEER_PYTHON" "$here/tools/fixtures/operators.py" --device cuda
 check steps "$programs/steps" network
+check products "$programs/operators" all_plans_are_timed --ignored --nocapture
 # shellcheck disable=SC2086
 check bench "$programs/xtask" bench --gpu --hiper "$programs/hiper" --out "$out/bench.json" --rounds 2 ${BENCH_FLAGS:-}
 if [ -n "$sanitizer" ]; then

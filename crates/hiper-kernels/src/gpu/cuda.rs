@@ -54,6 +54,19 @@ impl Cuda {
         Self::new(&storage.device)
     }
 
+    /// Microseconds of what `launch` launches.
+    #[cfg(test)]
+    pub(super) fn time(&self, launch: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut launched = Ok(());
+        let time = launch::time(&self.stream, || {
+            if launched.is_ok() {
+                launched = launch();
+            }
+            Ok(())
+        });
+        launched.and(time.w())
+    }
+
     fn alloc_of<T: CudaDType + DeviceRepr>(&self, len: usize) -> Result<CudaStorage> {
         // SAFETY: what it holds is read by kernels alone, and each writes the whole of its results before another reads them.
         #[allow(unsafe_code)]

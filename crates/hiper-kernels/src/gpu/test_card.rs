@@ -81,6 +81,12 @@ impl TestCard {
         self.card.launch(launch, &arguments.collect::<Result<Vec<_>>>()?)
     }
 
+    /// Microseconds of what `launch` launches.
+    #[cfg(test)]
+    pub(crate) fn time(&self, launch: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.card.time(launch)
+    }
+
     /// Numbers of the CPU's, on the card.
     pub(crate) fn upload(&self, numbers: CpuStorage, len: usize) -> Result<Array<Host>> {
         let numbers = Tensor::from_storage(Storage::Cpu(numbers), len, BackpropOp::none(), false);

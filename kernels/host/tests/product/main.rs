@@ -10,7 +10,7 @@ use common::Storage;
 use half::{bf16, f16};
 use host_kernels::{LaunchError, shuffled};
 
-const TILES: [Tile; 6] = [
+const TILES: [Tile; 7] = [
     SMALL,
     Tile { suffix: "_128x128", rows: 128, columns: 128, shared_bytes: [100_352, 103_424], ..SMALL },
     Tile { suffix: "_64x160", columns: 160, shared_bytes: [87_552, 90_624], ..SMALL },
@@ -22,6 +22,14 @@ const TILES: [Tile; 6] = [
         columns: 160,
         threads: 256,
         shared_bytes: [186_448; 2],
+        prefix: "product_sm90a",
+    },
+    Tile {
+        suffix: "_128x320",
+        rows: 128,
+        columns: 320,
+        threads: 256,
+        shared_bytes: [231_488; 2],
         prefix: "product_sm90a",
     },
 ];

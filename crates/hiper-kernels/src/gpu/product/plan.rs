@@ -49,7 +49,16 @@ const TILES: [Tile; 3] = [
 ];
 
 /// For packed weights, which blocks in clusters share.
-const HOPPERS: [Tile; 3] = [
+const HOPPERS: [Tile; 4] = [
+    Tile {
+        prefix: "product_sm90a",
+        suffix: "_128x320",
+        rows: 128,
+        columns: 320,
+        threads: 256,
+        shared_bytes: [231_488; 2],
+        clocks: 1400,
+    },
     Tile {
         prefix: "product_sm90a",
         suffix: "_128x160",
@@ -188,8 +197,8 @@ impl Work<'_> {
 
     /// The estimate in the kernels' source: blocks go in waves over the multiprocessors; the last of a tile adds up its splits.
     pub(super) fn clocks(&self, chip: Chip, Plan { tile, splits, together }: Plan) -> usize {
-        /// Of a block beside its steps; to find out which is the last; bytes of a clock that a block reads, of sums.
-        const BLOCK: usize = 2000;
+        /// Of a block beside its steps and results; to find out which is the last; bytes of a clock that a block reads, of sums.
+        const BLOCK: usize = 1400;
         const ARRIVAL: usize = 2000;
         const BYTES: usize = 48;
         let blocks = self.tiles(tile) * splits;
@@ -199,7 +208,8 @@ impl Work<'_> {
         let copied = (tile.rows + tile.columns / together) * DEPTH * 2;
         let step = tile.clocks.max(copied / share);
         let sum = if splits > 1 { ARRIVAL + (1 + splits) * tile.rows * tile.columns * 4 / BYTES } else { 0 };
-        waves * (self.steps().div_ceil(splits) * step + BLOCK) + sum
+        let results = tile.rows * tile.columns * 2 / share;
+        waves * (self.steps().div_ceil(splits) * step + BLOCK + results) + sum
     }
 
     /// Of a phase.

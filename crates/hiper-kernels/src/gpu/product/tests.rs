@@ -1,7 +1,11 @@
 //! Which kernels products choose, and what the estimate adds up to.
 
-use super::super::Chip;
+use candle_core::{Device, Tensor};
+
+use super::super::host::{Host, on_chip};
+use super::super::{Chip, Launch, keep};
 use super::*;
+use crate::testing::{relative_l2, widened};
 
 #[test]
 fn the_choice_is_that_of_the_kernels_table() {
@@ -12,12 +16,12 @@ fn the_choice_is_that_of_the_kernels_table() {
     };
     let conv = |geometry: Geometry| Geometry { kernel: [3, 3], padding: [1, 1], ..geometry };
     for (geometry, ampere, hopper) in [
-        (Geometry::linear(4096, 320, 2560), ("_128x128", 1), ("_128x160", 1, 4)),
+        (Geometry::linear(4096, 320, 2560), ("_128x128", 1), ("_128x320", 1, 2)),
         (Geometry::linear(4096, 320, 320), ("_128x128", 1), ("_64x160", 1, 4)),
-        (Geometry::linear(256, 5120, 1280), ("_128x128", 5), ("_64x160", 4, 4)),
+        (Geometry::linear(256, 5120, 1280), ("_64x160", 3), ("_64x160", 4, 4)),
         (conv(Geometry::linear(256, 1280, 1280)), ("_128x128", 6), ("_64x160", 4, 4)),
         (conv(Geometry::linear(1024, 640, 640)), ("_128x128", 3), ("_64x160", 2, 4)),
-        (conv(Geometry::linear(64, 1280, 1280)), ("_64x64", 6), ("_64x64", 4, 1)),
+        (conv(Geometry::linear(64, 1280, 1280)), ("_64x64", 5), ("_64x64", 4, 1)),
     ] {
         assert_eq!(plan(false, &geometry), ("product", ampere.0, ampere.1, 1));
         assert_eq!(plan(true, &geometry), ("product_sm90a", hopper.0, hopper.1, hopper.2));
@@ -67,6 +71,9 @@ fn layers_of_sd15() -> Vec<Geometry> {
     layers
 }
 
+/// Of a microsecond on an H100.
+const CLOCKS: f64 = 1755.0;
+
 /// Milliseconds of an H100, forward and back, as docs/cuda.md has them.
 #[test]
 fn products_of_a_step_are_predicted() {
@@ -83,11 +90,118 @@ fn products_of_a_step_are_predicted() {
                 let work = Work { direction, geometry, dtype: DType::F16, packed };
                 work.plan(Chip::H100, true).map_or(0, |plan| work.clocks(Chip::H100, plan))
             });
-            format!("{:.1}", clocks.sum::<usize>() as f64 / 1.755e6)
+            format!("{:.1}", clocks.sum::<usize>() as f64 / CLOCKS / 1e3)
         })
     };
     assert_eq!(predicted(1, true), ["1.7", "1.7"]);
     assert_eq!(predicted(1, false), ["2.4", "2.4"]);
-    assert_eq!(predicted(2, true)[0], "2.6");
-    assert_eq!(predicted(8, true), ["8.1", "7.9"]);
+    assert_eq!(predicted(2, true)[0], "2.5");
+    assert_eq!(predicted(8, true), ["7.6", "7.5"]);
+}
+
+/// The kernels that nobody chose, too.
+#[test]
+fn a_card_has_the_same_results_by_all_plans() -> Result<()> {
+    all_plans_agree(&SMALL_LAYERS, |_, _, _| Ok(()))
+}
+
+/// And how long they take at the sizes of a UNet, beside what was predicted: a line for each.
+#[test]
+#[ignore = "for whoever makes products faster: minutes, on a card"]
+fn all_plans_are_timed() -> Result<()> {
+    let card = crate::testing::card().expect("HIPER_TEST_DEVICE names a card");
+    let mut layers = layers_of_sd15();
+    layers.sort_by_key(|layer| format!("{layer:?}"));
+    layers.dedup_by_key(|layer| format!("{layer:?}"));
+    println!(
+        "direction\timages\theight\twidth\tdepth\tcolumns\tkernel\tsplits\tcluster\tmicroseconds\tpredicted"
+    );
+    all_plans_agree(&layers, |work, plan, launch| {
+        let Geometry { images, kernel, .. } = work.geometry;
+        let ([height, width], _, columns, channels) = work.sides();
+        let (depth, direction) = (channels * kernel[0] * kernel[1], work.direction);
+        let Launch { name, cluster, .. } = work.launch(plan);
+        let (time, predicted) = (card.time(launch)?, work.clocks(card.chip(), plan) as f64 / CLOCKS);
+        println!(
+            "{direction:?}\t{images}\t{height}\t{width}\t{depth}\t{columns}\t{name}\t{}\t{cluster}\t{time:.2}\t{predicted:.2}",
+            plan.splits
+        );
+        Ok(())
+    })
+}
+
+/// A convolution with steps enough to be split, over several images; a linear layer of blocks enough for clusters.
+const SMALL_LAYERS: [Geometry; 2] = [
+    Geometry {
+        images: 2,
+        input: [9, 8],
+        output: [9, 8],
+        inputs: 72,
+        outputs: 40,
+        kernel: [3, 3],
+        stride: 1,
+        padding: [1, 1],
+    },
+    Geometry {
+        images: 1,
+        input: [1, 509],
+        output: [1, 509],
+        inputs: 136,
+        outputs: 24,
+        kernel: [1, 1],
+        stride: 1,
+        padding: [0, 0],
+    },
+];
+
+/// Calls `with` what was computed, by which plan, and the launch.
+fn all_plans_agree(
+    layers: &[Geometry],
+    with: impl Fn(&Work<'_>, Plan, &mut dyn FnMut() -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    for geometry in layers {
+        for (direction, packed) in
+            [Direction::Forward, Direction::Gradient].into_iter().flat_map(|d| [(d, false), (d, true)])
+        {
+            let work = Work { direction, geometry, dtype: DType::F16, packed };
+            on_chip(Chip::H100, || plans_agree(&work, &with))?;
+        }
+    }
+    Ok(())
+}
+
+fn plans_agree(
+    work: &Work<'_>,
+    with: impl Fn(&Work<'_>, Plan, &mut dyn FnMut() -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    let gpu = Host::current().ok_or(Error::Device)?;
+    if work.packed && !gpu.chip().sm90a {
+        return Ok(());
+    }
+    let Geometry { images, kernel, inputs, outputs, .. } = *work.geometry;
+    let (result, source, n, channels) = work.sides();
+    let random = |len: usize, seed| -> Result<Array<Host>> {
+        let some = crate::testing::normals(len.min(1 << 16), seed);
+        let numbers: Vec<f32> = some.iter().copied().cycle().take(len).collect();
+        keep(&gpu, &Tensor::from_vec(numbers, len, &Device::Cpu)?.to_dtype(work.dtype)?)
+    };
+    // What packed weights mean is another test's matter.
+    let from = random(images * source[0] * source[1] * channels, 1)?;
+    let width = kernel[0] * kernel[1] * inputs;
+    let weight = random(outputs * width, 2)?;
+    let mut first: Option<Vec<f32>> = None;
+    for plan in work.plans(gpu.chip(), true).into_iter().filter(|plan| plan.splits.is_power_of_two()) {
+        let to = gpu.alloc(work.dtype, images * result[0] * result[1] * n)?;
+        let gathered = Rows::new(from.view(), channels);
+        let operands = Operands::new(Rows::new(to.view(), n), gathered, Rows::new(weight.view(), width));
+        run_as(&gpu, work, plan, &operands)?;
+        with(work, plan, &mut || run_as(&gpu, work, plan, &operands))?;
+        let len = to.len;
+        let values = widened(&to.into_tensor(&gpu, &[len])?);
+        let first = first.get_or_insert_with(|| values.clone());
+        let expected: Vec<f64> = first.iter().map(|&x| x.into()).collect();
+        let error = relative_l2(&values, &expected);
+        assert!(error < 1e-3, "{work:?} by {plan:?}: {error:e}");
+    }
+    Ok(())
 }
