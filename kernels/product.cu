@@ -18,7 +18,7 @@
 //         a wider image. bias [n]; image_bias [images, n], image_bias_stride from one to the next: the embedding of the
 //         timestep. bias, image_bias and residual may be null; residual may be c. gates, if not null, in a gradient alone, which
 //         then adds nothing: the halves [a, b] of a GEGLU, y = a · gelu(b), whose result was the layer's input. c, like gates [.., 2 n],
-//         becomes their gradient. Products of activations are linear layers too: q kᵀ is forward with w = k, p v is gradient
+//         becomes their gradient. gated is product_sm90a.cu's alone, and null here. Products of activations are linear layers too: q kᵀ is forward with w = k, p v is gradient
 //         with w = v.
 // Types   f16, bf16 or f32 in and out, biases too; sums f32, rounded once. No sum depends on the order in which blocks run.
 // Needs   compute capability 8.0. With tensor cores: a, w 16-byte aligned; channels, a_stride, w_stride multiples of 8, in a
@@ -94,6 +94,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int PIECE = 64, DOWN = D == Direction::Forward ? COLUMNS : DEPTH;
     static constexpr int ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + PIECE - 1) / PIECE;
 
+    DEVICE_MEMBER static int width_of_tile(const Product<T>&) { return COLUMNS; }
     // Where a piece of a step is, null if nowhere.
     template <typename B>
     DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int down, int across) {

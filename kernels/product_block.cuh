@@ -41,7 +41,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     DEVICE_MEMBER explicit Block(const Product<T>& p, int together = 1)
         : p(p), tiles_across((p.n + COLUMNS - 1) / COLUMNS),
           first_row((blockIdx.x / (tiles_across * together) * together + blockIdx.x % together) * ROWS),
-          first_column(blockIdx.x / together % tiles_across * COLUMNS),
+          first_column(blockIdx.x / together % tiles_across * Right::width_of_tile(p)),
           gather(p, blockIdx.z / p.splits), stages(reinterpret_cast<T*>(shared_memory())),
           taps(reinterpret_cast<Tap*>(stages + Shape::STAGES * STAGE)), rows(reinterpret_cast<Row*>(taps + MAX_TAPS)),
           copied_row(threadIdx.x / 8), piece(threadIdx.x % 8) {

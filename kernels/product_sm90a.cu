@@ -4,7 +4,9 @@
 //
 // Shapes, types  as product.cu's kernels with tensor cores, but for w, which is packed: in pieces of 8 outputs × 8 inputs, [O / 8,
 //         kernel_height, kernel_width, I / 8, 8, 8], w_stride as ever I · kernel_width · kernel_height. So the pieces of a step lie as
-//         the tensor cores want them, for a product along the inputs and for one along the outputs; splits too
+//         the tensor cores want them, for a product along the inputs and for one along the outputs; splits too.
+//         gated, if not null, in a forward product with one split and nothing but a bias: c [.., n], which may be null then, is the
+//         halves of a GEGLU, and gated [.., n / 2] becomes its result
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. O and I multiples of 8
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
@@ -60,23 +62,37 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH;
     static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN;
 
-    // A line's first input, and its outputs' first, of the step's channels.
+    // The columns of a GEGLU's block are the same of both halves: those of the first, then those of the second.
+    DEVICE_MEMBER static int halves(const Product<T>& p) { return D == Direction::Forward && p.gated != nullptr ? 2 : 1; }
+    DEVICE_MEMBER static int width_of_tile(const Product<T>& p) { return COLUMNS / halves(p); }
+
+    // The first of a step's inputs, and how many pieces there are of them.
     template <typename B> DEVICE_MEMBER static int first_input(const B& block, int channel) {
         return D == Direction::Forward ? channel : block.first_column;
     }
-    template <typename B> DEVICE_MEMBER static int first_output(const B& block, int channel, int line) {
-        return (D == Direction::Forward ? block.first_column : channel) + line * 8;
+    template <typename B> DEVICE_MEMBER static int pieces(const B& block, int channel) {
+        int inputs = D == Direction::Forward ? block.p.channels : block.p.n;
+        return min(ACROSS, (inputs - first_input(block, channel)) / 8);
     }
-    DEVICE_MEMBER static int outputs(const Product<T>& p) { return D == Direction::Forward ? p.n : p.channels; }
-    DEVICE_MEMBER static int inputs(const Product<T>& p) { return D == Direction::Forward ? p.channels : p.n; }
+    // How many lines there are of a half, and the first output of one, negative if it is not there.
+    template <typename B> DEVICE_MEMBER static int lines(const B& block, int channel) {
+        const Product<T>& p = block.p;
+        int outputs = D == Direction::Forward ? p.n / halves(p) : p.channels;
+        return min(DOWN / halves(p), (outputs - (D == Direction::Forward ? block.first_column : channel)) / 8);
+    }
+    template <typename B> DEVICE_MEMBER static int output(const B& block, int channel, int line) {
+        const Product<T>& p = block.p;
+        int of_half = DOWN / halves(p), half = line / of_half, within = line % of_half;
+        if (within >= lines(block, channel) || half >= halves(p)) return -1;
+        return (D == Direction::Forward ? half * (p.n / 2) + block.first_column : channel) + within * 8;
+    }
 
     // Where a piece of a step is, null if nowhere.
     template <typename B>
     DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int line, int across) {
-        const Product<T>& p = block.p;
-        int input = first_input(block, channel) + across * 8, output = first_output(block, channel, line);
-        if (input >= inputs(p) || output >= outputs(p)) return nullptr;
-        return p.w + static_cast<int64_t>(output) * p.w_stride + 8 * (tap.weight + input);
+        int output = Weights::output(block, channel, line), input = first_input(block, channel) + across * 8;
+        if (output < 0 || across >= pieces(block, channel)) return nullptr;
+        return block.p.w + static_cast<int64_t>(output) * block.p.w_stride + 8 * (tap.weight + input);
     }
     // Where a step's copies count, and behind it, where the blocks' warps do that have done with a step: behind the last row.
     template <typename B> DEVICE_MEMBER static Barrier* arrived(const B& block, int step) {
@@ -87,16 +103,14 @@ template <typename T, Direction D, typename Shape> struct Weights {
     // Starts to copy a step, if there is one: for all blocks together, each a share of it.
     template <typename B> DEVICE_MEMBER static void load(const B& block, int step, int part, bool wanted) {
         if (part < PARTS - 1 || !wanted) return;
-        const Product<T>& p = block.p;
         int channel = block.next_channel, together = cluster_size();
         // Every warp has some lines: the lanes of one copy in turn.
         int line = (threadIdx.x % 32 * (Shape::THREADS / 32) + threadIdx.x / 32) * together + cluster_rank();
-        int lines = min(DOWN, (outputs(p) - first_output(block, channel, 0)) / 8);
-        int bytes = min(ACROSS, (inputs(p) - first_input(block, channel)) / 8) * PIECE * int(sizeof(T));
-        if (threadIdx.x == 0) expect(arrived(block, step), lines * bytes);
+        int bytes = pieces(block, channel) * PIECE * int(sizeof(T));
+        if (threadIdx.x == 0) expect(arrived(block, step), halves(block.p) * lines(block, channel) * bytes);
         if (together > 1) wait_for(done(block, step), is_odd(step) ^ 1);
-        if (line < lines) {
-            const T* from = piece(block, block.tap, channel, line, 0);
+        const T* from = piece(block, block.tap, channel, line, 0);
+        if (from != nullptr) {
             T* to = block.right(step) + line * ACROSS * PIECE;
             if (together == 1) bulk_copy(to, from, bytes, arrived(block, step));
             else bulk_copy_to_all(to, from, bytes, arrived(block, step));
@@ -124,6 +138,27 @@ template <typename T, Direction D, typename Shape> struct Weights {
         }
     }
 };
+
+// The sums of both halves of a GEGLU become its result, by the halves as they are rounded, which its gradient needs: they are
+// written too if there is a place for them.
+template <typename T, Direction D, typename Shape, typename Right> DEVICE void deliver_gated(const Block<T, D, Shape, Right>& block) {
+    constexpr int HALF = Shape::COLUMNS / 2, EIGHTHS = HALF / 8, DOWN = Shape::THREADS / EIGHTHS;
+    const Product<T>& p = block.p;
+    int width = p.n / 2, within = threadIdx.x % EIGHTHS * 8, column = block.first_column + within;
+    if (column >= width || threadIdx.x >= DOWN * EIGHTHS) return;
+    for (int row = threadIdx.x / EIGHTHS; row < Shape::ROWS; row += DOWN) {
+        if (block.first_row + row >= block.gather.rows) return;
+        const float* staged = reinterpret_cast<const float*>(block.stages) + row * block.PITCH + within;
+        float a[8] = {}, b[8] = {};
+        add_8(a, staged), add_8(b, staged + HALF);
+        if (p.bias != nullptr) add_8(a, p.bias + column), add_8(b, p.bias + width + column);
+        int64_t pixel = block.gather.pixel(block.first_row + row);
+        if (p.c != nullptr) store_8(p.c + pixel * p.c_stride + column, a), store_8(p.c + pixel * p.c_stride + width + column, b);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[i] = to_f32(from_f32<T>(a[i])) * gelu(to_f32(from_f32<T>(b[i])));
+        store_8(p.gated + pixel * width + column, a);
+    }
+}
 
 template <typename T, Direction D, typename Shape> DEVICE void product(const Product<T>& p) {
     using Right = Weights<T, D, Shape>;
@@ -186,7 +221,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int j = 0; j < Shape::COLUMNS / 8; ++j) block.put(warp_row, j * 8, sums[j / EIGHTHS][j % EIGHTHS]);
     __syncthreads();
-    block.deliver();
+    if (D == Direction::Forward && p.gated != nullptr) deliver_gated(block);
+    else block.deliver();
     cluster_wait();  // others have arrived at this block's barriers until now
 }
 

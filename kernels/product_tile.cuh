@@ -18,6 +18,7 @@ template <typename T> struct Product {
     T* c;
     float* partial;
     const T *a, *w, *bias, *image_bias, *residual, *gates;
+    T* gated;
     int images, height, width, n, source_height, source_width, channels;
     int kernel_height, kernel_width, stride, top, left;
     int c_stride, a_stride, w_stride, residual_stride, image_bias_stride;
@@ -277,12 +278,12 @@ template <Direction D, typename T, typename Each> DEVICE void deliver(const Prod
 
 #define PRODUCT(name, bounds, T, body)                                                                                 \
     KERNEL(name, bounds, T* c, float* partial, const T* a, const T* w, const T* bias, const T* image_bias,             \
-           const T* residual, const T* gates, int images, int height, int width, int n, int source_height,             \
+           const T* residual, const T* gates, T* gated, int images, int height, int width, int n, int source_height,   \
            int source_width, int channels, int kernel_height, int kernel_width, int stride, int top, int left,         \
            int c_stride, int a_stride, int w_stride, int residual_stride, int image_bias_stride, float scale,          \
            int splits, unsigned* arrivals) {                                                                           \
-        Product<T> p{c, partial, a, w, bias, image_bias, residual, gates, images, height, width, n, source_height,     \
-                     source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride, a_stride,       \
-                     w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                           \
+        Product<T> p{c, partial, a, w, bias, image_bias, residual, gates, gated, images, height, width, n, \
+                     source_height, source_width, channels, kernel_height, kernel_width, stride, top, left, c_stride,  \
+                     a_stride, w_stride, residual_stride, image_bias_stride, scale, splits, arrivals};                           \
         body;                                                                                                          \
     }

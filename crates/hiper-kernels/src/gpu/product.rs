@@ -154,10 +154,47 @@ pub(crate) fn forward<G: Gpu>(
 ) -> Result<Array<G>> {
     let Geometry { images, output, inputs, outputs, .. } = *geometry;
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
-    let work = Work { direction: Direction::Forward, geometry, dtype: x.dtype, packed: layer.packed };
+    let work = Work::new(Direction::Forward, geometry, x.dtype, layer.packed);
     let operands = Operands::new(Rows::new(y.view(), outputs), Rows::new(x, inputs), layer.rows(geometry));
     run(gpu, &work, &Operands { bias: layer.bias(geometry), added: *added, ..operands })?;
     Ok(y)
+}
+
+/// A layer's result and that of a GEGLU behind it.
+pub(crate) struct Gated<G: Gpu> {
+    /// `[.., 2C]`, if it was to be kept.
+    pub halves: Option<Array<G>>,
+    /// `[.., C]`.
+    pub gated: Array<G>,
+}
+
+/// `y = x Wᵀ + bias` and its GEGLU, if there is a kernel that does both. `keep`: whether `y` is wanted too.
+pub(crate) fn forward_through_geglu<G: Gpu>(
+    gpu: &G,
+    geometry: &Geometry,
+    layer: &Layer<G>,
+    x: View<'_, G>,
+    keep: bool,
+) -> Result<Option<Gated<G>>> {
+    let Geometry { output, inputs, outputs, .. } = *geometry;
+    if !layer.packed || !outputs.is_multiple_of(16) {
+        return Ok(None);
+    }
+    let len = output[0] * output[1] * outputs;
+    let halves = keep.then(|| gpu.alloc(x.dtype, len)).transpose()?;
+    let gated = gpu.alloc(x.dtype, len / 2)?;
+    let work = Work { splits: false, ..Work::new(Direction::Forward, geometry, x.dtype, layer.packed) };
+    run(
+        gpu,
+        &work,
+        &Operands {
+            to: halves.as_ref().map(|halves| Rows::new(halves.view(), outputs)),
+            bias: layer.bias(geometry),
+            gated: Some(gated.view()),
+            ..Operands::new(Rows::new(gated.view(), outputs), Rows::new(x, inputs), layer.rows(geometry))
+        },
+    )?;
+    Ok(Some(Gated { halves, gated }))
 }
 
 /// `dx = convᵀ(dy)`, and what that becomes.
@@ -175,7 +212,7 @@ pub(crate) fn input_gradient<G: Gpu>(
     };
     let dtype = grad_output.view.dtype;
     let dx = gpu.alloc(dtype, images * input[0] * input[1] * width)?;
-    let work = Work { direction: Direction::Gradient, geometry, dtype, packed: layer.packed };
+    let work = Work::new(Direction::Gradient, geometry, dtype, layer.packed);
     let operands = Operands::new(Rows::new(dx.view(), width), grad_output, layer.rows(geometry));
     run(gpu, &work, &Operands { added: Added { image_bias: None, residual }, gates, ..operands })?;
     Ok(dx)
@@ -190,7 +227,7 @@ pub(crate) fn by_rows<G: Gpu>(
     scale: f32,
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, depth, n);
-    let work = Work { direction: Direction::Forward, geometry, dtype: a.view.dtype, packed: false };
+    let work = Work::new(Direction::Forward, geometry, a.view.dtype, false);
     run(gpu, &work, &Operands { scale, ..Operands::new(to, a, b) })
 }
 
@@ -202,25 +239,27 @@ pub(crate) fn by_columns<G: Gpu>(
     [m, n, depth]: [usize; 3],
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, n, depth);
-    let work = Work { direction: Direction::Gradient, geometry, dtype: a.view.dtype, packed: false };
+    let work = Work::new(Direction::Gradient, geometry, a.view.dtype, false);
     run(gpu, &work, &Operands::new(to, a, b))
 }
 
 /// A kernel's arrays, and by what a product is multiplied before anything is added.
 struct Operands<'a, G: Gpu> {
-    to: Rows<'a, G>,
+    to: Option<Rows<'a, G>>,
     from: Rows<'a, G>,
     weight: Rows<'a, G>,
     bias: Option<View<'a, G>>,
     added: Added<'a, G>,
     gates: Option<View<'a, G>>,
+    gated: Option<View<'a, G>>,
     scale: f32,
 }
 
 impl<'a, G: Gpu> Operands<'a, G> {
     /// Nothing rides on the product.
     fn new(to: Rows<'a, G>, from: Rows<'a, G>, weight: Rows<'a, G>) -> Self {
-        Self { to, from, weight, bias: None, added: Added::NOTHING, gates: None, scale: 1.0 }
+        let to = Some(to);
+        Self { to, from, weight, bias: None, added: Added::NOTHING, gates: None, gated: None, scale: 1.0 }
     }
 }
 
@@ -238,7 +277,7 @@ fn run<G: Gpu>(gpu: &G, work: &Work<'_>, operands: &Operands<'_, G>) -> Result<(
 }
 
 fn run_as<G: Gpu>(gpu: &G, work: &Work<'_>, plan: Plan, operands: &Operands<'_, G>) -> Result<()> {
-    let Operands { to, from, weight, bias, added, gates, scale } = operands;
+    let Operands { to, from, weight, bias, added, gates, gated, scale } = operands;
     let splits = plan.splits;
     let Geometry { images, kernel, stride, padding, .. } = *work.geometry;
     let (result, source, n, channels) = work.sides();
@@ -246,8 +285,8 @@ fn run_as<G: Gpu>(gpu: &G, work: &Work<'_>, plan: Plan, operands: &Operands<'_, 
     let partial = (splits > 1).then(|| gpu.alloc(DType::F32, splits * pixels * n.next_multiple_of(8)));
     let partial = partial.transpose()?;
     let image_bias_stride = if added.image_bias.is_some_and(|rows| rows.len > n) { n } else { 0 };
-    let pointers: [Argument<'_, G>; 8] = [
-        to.view.into(),
+    let pointers: [Argument<'_, G>; 9] = [
+        to.map(|rows| rows.view).into(),
         partial.as_ref().into(),
         from.view.into(),
         weight.view.into(),
@@ -255,10 +294,12 @@ fn run_as<G: Gpu>(gpu: &G, work: &Work<'_>, plan: Plan, operands: &Operands<'_, 
         added.image_bias.into(),
         added.residual.into(),
         (*gates).into(),
+        (*gated).into(),
     ];
     let sizes = [images, result[0], result[1], n, source[0], source[1], channels].map(Argument::from);
     let window = [kernel[0], kernel[1], stride, padding[0], padding[1]].map(Argument::from);
-    let strides = [to.stride, from.stride, weight.stride, n, image_bias_stride].map(Argument::from);
+    let strides = [to.map_or(n, |rows| rows.stride), from.stride, weight.stride, n, image_bias_stride]
+        .map(Argument::from);
     let counters = (splits > 1).then(|| gpu.counters()).transpose()?;
     let arrivals = counters.as_ref().map(Given::view);
     let rest = [(*scale).into(), splits.into(), arrivals.into()];

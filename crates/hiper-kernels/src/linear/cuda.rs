@@ -3,7 +3,8 @@
 use candle_core::Result;
 
 use super::LinearFunction;
-use crate::gpu::product::{self, Added, Geometry, Layer, Onward, Rows};
+use crate::geglu;
+use crate::gpu::product::{self, Added, Gated, Geometry, Layer, Onward, Rows};
 use crate::gpu::{Array, Gpu, View, kept};
 
 /// Layers of one input whose weights lie one behind the other ([`Linear::side_by_side`](crate::Linear::side_by_side)), as one:
@@ -61,6 +62,24 @@ pub(crate) fn forward<G: Gpu>(
 ) -> Result<Array<G>> {
     let geometry = Geometry::linear(x.len / layer.in_features, layer.in_features, layer.out_features);
     product::forward(gpu, &geometry, kept::<Layer<G>>(&layer.card)?, x, &Added { image_bias: None, residual })
+}
+
+/// The same and a GEGLU behind it: by one kernel, where there is one. `keep`: whether the layer's result is wanted too.
+pub(crate) fn forward_through_geglu<G: Gpu>(
+    gpu: &G,
+    layer: &LinearFunction,
+    x: View<'_, G>,
+    keep: bool,
+) -> Result<Gated<G>> {
+    let geometry = Geometry::linear(x.len / layer.in_features, layer.in_features, layer.out_features);
+    if let Some(both) =
+        product::forward_through_geglu(gpu, &geometry, kept::<Layer<G>>(&layer.card)?, x, keep)?
+    {
+        return Ok(both);
+    }
+    let halves = forward(gpu, layer, x, None)?;
+    let gated = geglu::cuda::forward(gpu, halves.view(), layer.out_features / 2)?;
+    Ok(Gated { halves: keep.then_some(halves), gated })
 }
 
 /// `dx = dy W (+ residual)`.

@@ -6,10 +6,10 @@ use candle_core::Result;
 use super::{Transformer, TransformerAttention, TransformerBlock};
 use crate::attention::cuda::{self as attention, Saved as SavedScores};
 use crate::attention::{AttentionMask, AttentionShape};
-use crate::gpu::product::{Onward, Rows};
+use crate::gpu::product::{Gated, Onward, Rows};
 use crate::gpu::{Array, Gpu, View};
 use crate::linear::cuda::Joined;
-use crate::{Linear, geglu, group_norm, layer_norm, linear};
+use crate::{Linear, group_norm, layer_norm, linear};
 
 /// One application of a transformer: its sizes and its context.
 pub(super) struct Pass<'a, G: Gpu> {
@@ -32,6 +32,13 @@ pub(super) struct Saved<G: Gpu> {
 
 /// What a block's backward pass needs.
 struct SavedBlock<G: Gpu> {
+    attended: Attended<G>,
+    /// The two halves of the GEGLU.
+    gates: Array<G>,
+}
+
+/// A block up to its feed-forward layers.
+struct Attended<G: Gpu> {
     /// The block's input.
     x: Array<G>,
     attn1: SavedAttention<G>,
@@ -40,8 +47,6 @@ struct SavedBlock<G: Gpu> {
     attn2: SavedAttention<G>,
     /// After cross-attention.
     x2: Array<G>,
-    /// The two halves of the GEGLU.
-    gates: Array<G>,
 }
 
 /// What an attention's backward pass needs.
@@ -103,11 +108,9 @@ impl<G: Gpu> Pass<'_, G> {
         let (mut tokens, statistics) = self.proj_in(x)?;
         let mut blocks = Vec::new();
         for block in &self.transformer.blocks {
-            let saved = self.block(block, tokens, keep)?;
-            tokens = self.output(block, &saved)?;
-            if keep {
-                blocks.push(saved);
-            }
+            let (output, saved) = self.block(block, tokens, keep)?;
+            tokens = output;
+            blocks.extend(saved);
         }
         let y = linear::cuda::forward(self.gpu, &self.transformer.proj_out.0, tokens.view(), Some(x))?;
         Ok((y, keep.then_some(Saved { statistics, blocks })))
@@ -121,11 +124,14 @@ impl<G: Gpu> Pass<'_, G> {
             return Ok(Saved { statistics, blocks });
         };
         for block in others {
-            let saved = self.block(block, tokens, true)?;
-            tokens = self.output(block, &saved)?;
-            blocks.push(saved);
+            let (output, saved) = self.block(block, tokens, true)?;
+            tokens = output;
+            blocks.extend(saved);
         }
-        blocks.push(self.block(last, tokens, true)?);
+        let attended = self.attended(last, tokens, true)?;
+        let normed = layer_norm::cuda::forward(self.gpu, &last.norm3.0, attended.x2.view())?;
+        let gates = linear::cuda::forward(self.gpu, &last.ff_in.0, normed.view(), None)?;
+        blocks.push(SavedBlock { attended, gates });
         Ok(Saved { statistics, blocks })
     }
 
@@ -136,8 +142,23 @@ impl<G: Gpu> Pass<'_, G> {
         Ok((linear::cuda::forward(self.gpu, &proj_in.0, normed.view(), None)?, statistics))
     }
 
-    /// All of a block but its output.
-    fn block(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<SavedBlock<G>> {
+    /// A block's output, and what its backward pass needs, to `keep`.
+    fn block(
+        &self,
+        block: &TransformerBlock,
+        x: Array<G>,
+        keep: bool,
+    ) -> Result<(Array<G>, Option<SavedBlock<G>>)> {
+        let attended = self.attended(block, x, keep)?;
+        let normed = layer_norm::cuda::forward(self.gpu, &block.norm3.0, attended.x2.view())?;
+        let Gated { halves, gated } =
+            linear::cuda::forward_through_geglu(self.gpu, &block.ff_in.0, normed.view(), keep)?;
+        let around = Some(attended.x2.view());
+        let output = linear::cuda::forward(self.gpu, &block.ff_out.0, gated.view(), around)?;
+        Ok((output, halves.map(|gates| SavedBlock { attended, gates })))
+    }
+
+    fn attended(&self, block: &TransformerBlock, x: Array<G>, keep: bool) -> Result<Attended<G>> {
         let gpu = self.gpu;
         let normed = layer_norm::cuda::forward(gpu, &block.norm1.0, x.view())?;
         let qkv = self.project_itself(&block.attn1, normed.view())?;
@@ -147,14 +168,7 @@ impl<G: Gpu> Pass<'_, G> {
         let qkv = self.project_context(&block.attn2, normed.view())?;
         let attn2 = self.attend(&block.attn2, qkv, self.keys, keep)?;
         let x2 = linear::cuda::forward(gpu, &block.attn2.to_out.0, attn2.y.view(), Some(x1.view()))?;
-        let normed = layer_norm::cuda::forward(gpu, &block.norm3.0, x2.view())?;
-        let gates = linear::cuda::forward(gpu, &block.ff_in.0, normed.view(), None)?;
-        Ok(SavedBlock { x, attn1, x1, attn2, x2, gates })
-    }
-
-    fn output(&self, block: &TransformerBlock, saved: &SavedBlock<G>) -> Result<Array<G>> {
-        let gated = geglu::cuda::forward(self.gpu, saved.gates.view(), block.ff_out.0.in_features)?;
-        linear::cuda::forward(self.gpu, &block.ff_out.0, gated.view(), Some(saved.x2.view()))
+        Ok(Attended { x, attn1, x1, attn2, x2 })
     }
 
     /// For self-attention.
@@ -248,7 +262,8 @@ impl<G: Gpu> Pass<'_, G> {
         wanted: Wanted<'_, G>,
     ) -> Result<Gradients<G>> {
         let gpu = self.gpu;
-        let d = linear::cuda::gradient_of_gates(gpu, &block.ff_out.0, saved.gates.view(), dy)?;
+        let SavedBlock { attended: saved, gates } = saved;
+        let d = linear::cuda::gradient_of_gates(gpu, &block.ff_out.0, gates.view(), dy)?;
         let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
         let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
 

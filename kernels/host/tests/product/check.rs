@@ -38,7 +38,7 @@ pub struct Problem {
     pub bias: bool,
     pub image_bias: bool,
     pub residual: bool,
-    /// Whether the gradient goes on through a GEGLU.
+    /// Whether the gradient goes on through a GEGLU; or the result goes through one, of half as many outputs.
     pub gates: bool,
     pub splits: usize,
     /// Behind each row of each matrix.
@@ -148,6 +148,9 @@ pub fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> 
     let width = if gated { 2 * n } else { n };
     let gates: Vec<T> = (0..pixels * width).map(|_| T::round(4.0 * random.next())).collect();
 
+    let through = direction == Forward && problem.gates;
+    let of_geglu = Matrix::<T>::unwritten(pixels, n / 2, 0);
+
     let c = Matrix::<T>::unwritten(pixels, width, gap);
     let partial = Buffer::<f32>::unwritten(splits * pixels * n.next_multiple_of(8));
     let buffers = [
@@ -172,6 +175,7 @@ pub fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> 
         given(problem.image_bias, 3),
         given(problem.residual, 4),
         given(gated, 5),
+        if through { (&of_geglu).into() } else { Argument::NULL },
     ];
     let numbers = [
         images,
@@ -251,7 +255,20 @@ pub fn check<T: Storage>(direction: Direction, tile: Tile, problem: Problem) -> 
         T::EPSILON / 2.0 * expected[i].abs().max(T::SMALLEST)
             + terms * f64::from(f32::EPSILON) / 2.0 * magnitude[i].max(f64::from(f32::MIN_POSITIVE))
     };
-    assert_close(&format!("{direction:?} {tile:?} {problem:?}"), &c.values(), &expected, tolerance);
+    let what = format!("{direction:?} {tile:?} {problem:?}");
+    assert_close(&what, &c.values(), &expected, tolerance);
+    if through {
+        // Of the halves as they are rounded: what the gradient knows of them.
+        let of_row = |row: &[f64]| {
+            let (a, b) = row.split_at(n / 2);
+            a.iter().zip(b).map(|(a, b)| (a * gelu(*b), (a * b).abs())).collect::<Vec<_>>()
+        };
+        let (result, magnitude): (Vec<f64>, Vec<f64>) = c.values().chunks(n).flat_map(of_row).unzip();
+        let tolerance = |i: usize| {
+            T::EPSILON / 2.0 * result[i].abs().max(T::SMALLEST) + f64::from(f32::EPSILON) * magnitude[i]
+        };
+        assert_close(&what, &of_geglu.values(), &result, tolerance);
+    }
     Ok(())
 }
 

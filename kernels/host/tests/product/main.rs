@@ -135,6 +135,18 @@ fn gradients_that_go_on_through_a_geglu() -> Result<(), LaunchError> {
 }
 
 #[test]
+fn results_that_go_on_through_a_geglu() -> Result<(), LaunchError> {
+    for tile in TILES.into_iter().filter(Tile::is_hoppers) {
+        for half in [8, tile.columns / 2, tile.columns / 2 + 24] {
+            let problem = Problem { gates: true, bias: true, ..Problem::linear(67, 136, 2 * half) };
+            check::<f16>(Forward, tile, problem)?;
+            check::<bf16>(Forward, tile, Problem { bias: false, gap: 0, ..problem })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn splits_of_the_depth() -> Result<(), LaunchError> {
     // Nine steps, and more splits than that.
     for splits in [2, 3, 5, 11] {

@@ -108,6 +108,8 @@ pub(super) struct Work<'a> {
     pub dtype: DType,
     /// The weight.
     pub packed: bool,
+    /// Whether the depth may be split.
+    pub splits: bool,
 }
 
 /// A kernel, into how many parts it splits the depth, and of how many blocks each sends the others what they have in common.
@@ -118,7 +120,11 @@ pub(super) struct Plan {
     pub together: usize,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    pub(super) fn new(direction: Direction, geometry: &'a Geometry, dtype: DType, packed: bool) -> Self {
+        Self { direction, geometry, dtype, packed, splits: true }
+    }
+
     /// Sizes of the result and of what is gathered, and their channels.
     pub(super) fn sides(&self) -> ([usize; 2], [usize; 2], usize, usize) {
         let Geometry { input, output, inputs, outputs, .. } = *self.geometry;
@@ -164,7 +170,8 @@ impl Work<'_> {
             (false, false) => &[PLAIN],
         };
         let steps = self.steps();
-        let splits = (1..=MAX_SPLITS).filter(|&splits| splits == 1 || steps >= splits * MIN_STEPS);
+        let splits =
+            (1..=MAX_SPLITS).filter(|&splits| splits == 1 || self.splits && steps >= splits * MIN_STEPS);
         let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
         let choices = choices.filter(|&(tile, splits)| splits == 1 || self.tiles(tile) <= COUNTERS);
         let plans = choices.flat_map(|(tile, splits)| {

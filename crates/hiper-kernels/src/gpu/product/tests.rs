@@ -10,7 +10,7 @@ use crate::testing::{relative_l2, widened};
 #[test]
 fn the_choice_is_that_of_the_kernels_table() {
     let plan = |packed: bool, geometry: &Geometry| {
-        let work = Work { direction: Direction::Forward, geometry, dtype: DType::F16, packed };
+        let work = Work::new(Direction::Forward, geometry, DType::F16, packed);
         let Plan { tile, splits, together } = work.plan(Chip::H100, true).expect("a plan");
         (tile.prefix, tile.suffix, splits, together)
     };
@@ -87,7 +87,7 @@ fn products_of_a_step_are_predicted() {
         let layers: Vec<Geometry> = layers.collect();
         [Direction::Forward, Direction::Gradient].map(|direction| {
             let clocks = layers.iter().map(|geometry| {
-                let work = Work { direction, geometry, dtype: DType::F16, packed };
+                let work = Work::new(direction, geometry, DType::F16, packed);
                 work.plan(Chip::H100, true).map_or(0, |plan| work.clocks(Chip::H100, plan))
             });
             format!("{:.1}", clocks.sum::<usize>() as f64 / CLOCKS / 1e3)
@@ -163,7 +163,7 @@ fn all_plans_agree(
         for (direction, packed) in
             [Direction::Forward, Direction::Gradient].into_iter().flat_map(|d| [(d, false), (d, true)])
         {
-            let work = Work { direction, geometry, dtype: DType::F16, packed };
+            let work = Work::new(direction, geometry, DType::F16, packed);
             on_chip(Chip::H100, || plans_agree(&work, &with))?;
         }
     }
@@ -180,15 +180,10 @@ fn plans_agree(
     }
     let Geometry { images, kernel, inputs, outputs, .. } = *work.geometry;
     let (result, source, n, channels) = work.sides();
-    let random = |len: usize, seed| -> Result<Array<Host>> {
-        let some = crate::testing::normals(len.min(1 << 16), seed);
-        let numbers: Vec<f32> = some.iter().copied().cycle().take(len).collect();
-        keep(&gpu, &Tensor::from_vec(numbers, len, &Device::Cpu)?.to_dtype(work.dtype)?)
-    };
     // What packed weights mean is another test's matter.
-    let from = random(images * source[0] * source[1] * channels, 1)?;
+    let from = random(&gpu, images * source[0] * source[1] * channels, 1)?;
     let width = kernel[0] * kernel[1] * inputs;
-    let weight = random(outputs * width, 2)?;
+    let weight = random(&gpu, outputs * width, 2)?;
     let mut first: Option<Vec<f32>> = None;
     for plan in work.plans(gpu.chip(), true).into_iter().filter(|plan| plan.splits.is_power_of_two()) {
         let to = gpu.alloc(work.dtype, images * result[0] * result[1] * n)?;
@@ -204,4 +199,37 @@ fn plans_agree(
         assert!(error < 1e-3, "{work:?} by {plan:?}: {error:e}");
     }
     Ok(())
+}
+
+fn random(gpu: &Host, len: usize, seed: u64) -> Result<Array<Host>> {
+    let some = crate::testing::normals(len.min(1 << 16), seed);
+    let numbers: Vec<f32> = some.iter().copied().cycle().take(len).collect();
+    keep(gpu, &Tensor::from_vec(numbers, len, &Device::Cpu)?.to_dtype(DType::F16)?)
+}
+
+#[test]
+fn a_geglu_behind_a_layer_on_a_card_has_the_bits_that_two_kernels_give() -> Result<()> {
+    on_chip(Chip::H100, || {
+        let gpu = Host::current().ok_or(Error::Device)?;
+        let (rows, inputs, half) = (67, 72, 168);
+        let geometry = Geometry::linear(rows, inputs, 2 * half);
+        let packed = gpu.chip().sm90a;
+        let [weight, bias] = [random(&gpu, 2 * half * inputs, 1)?, random(&gpu, 2 * half, 2)?];
+        let (layer, x) = (Layer::new(weight, packed, Some(bias)), random(&gpu, rows * inputs, 3)?);
+        let values = |array: Array<Host>| -> Result<Vec<f32>> {
+            let len = array.len;
+            Ok(widened(&array.into_tensor(&gpu, &[len])?))
+        };
+        let by_one = |keep| forward_through_geglu(&gpu, &geometry, &layer, x.view(), keep);
+        let (Some(kept), Some(alone)) = (by_one(true)?, by_one(false)?) else {
+            assert!(!packed, "a card that packs weights has the kernel");
+            return Ok(());
+        };
+        let halves = forward(&gpu, &geometry, &layer, x.view(), &Added::NOTHING)?;
+        let gated = values(crate::geglu::cuda::forward(&gpu, halves.view(), half)?)?;
+        assert_eq!(kept.halves.map(values).transpose()?, Some(values(halves)?));
+        assert_eq!(values(kept.gated)?, gated);
+        assert_eq!((alone.halves.is_none(), values(alone.gated)?), (true, gated));
+        Ok(())
+    })
 }
