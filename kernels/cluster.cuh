@@ -26,7 +26,7 @@ DEVICE unsigned cluster_size() {
 // A block's place in its cluster.
 DEVICE unsigned cluster_rank() {
     unsigned rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
 

@@ -106,7 +106,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
         return block.p.w + tap.weight + row * block.p.w_stride + (FORWARD ? channel : column);
     }
     // Starts to copy a part of a step, if there is this step.
-    template <typename B> DEVICE_MEMBER static void load(const B& block, int step, int part, bool wanted) {
+    template <typename B> DEVICE_MEMBER void load(const B& block, int step, int part, bool wanted) const {
         const Product<T>& p = block.p;
         const T* w = p.w + block.tap.weight;
         T* tile = block.right(step);
@@ -175,7 +175,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) block.load(step, part);
+        for (int part = 0; part < PARTS; ++part) block.load(Right(), step, part);
     }
     cp_async_wait<STAGES - 2>();
     __syncthreads();
@@ -193,7 +193,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
                 __syncthreads();  // the next step has arrived; nobody reads this one any more
             }
             take((k + 1) % 2, last ? step + 1 : step, last ? 0 : k + 1);
-            if (!last) block.load(step + STAGES - 1, k);
+            if (!last) block.load(Right(), step + STAGES - 1, k);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll

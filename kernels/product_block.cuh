@@ -72,7 +72,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
 
     // Starts to copy a part of a step: all steps in order, all parts in order. Each step closes a group of copies, which is empty
     // behind the last step.
-    DEVICE_MEMBER void load(int step, int part) {
+    DEVICE_MEMBER void load(const Right& weights, int step, int part) {
         bool wanted = step < count;
         if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
         T* to = left(step) + swizzled(copied_row, piece);
@@ -85,7 +85,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
             bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
             cp_async_16(to + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride, exists, wanted);
         }
-        Right::load(*this, step, part, wanted);
+        weights.load(*this, step, part, wanted);
         if (part < PARTS - 1) return;
         cp_async_commit();
         next_channel += DEPTH;

@@ -10,10 +10,10 @@
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. O and I multiples of 8
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x320   256      128 × 320           231488                1                           191
+//         128x320   256      128 × 320           231488                1                           192
 //         128x160   256      128 × 160           186448                1                           146
 //         64x160    128      64 × 160            173664                1                           146
-//         64x64     128      64 × 64             99936                 2                           142
+//         64x64     128      64 × 64             99936                 2                           144
 //
 //         Nothing is spilled. Grid as product.cu's, in clusters of 1, 2 or 4 blocks in x, a divisor of the tiles of rows: neighbours
 //         in a cluster have the same columns, and each sends all of them a share of the weights.
@@ -63,54 +63,54 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN;
 
     // The columns of a GEGLU's block are the same of both halves: those of the first, then those of the second.
-    DEVICE_MEMBER static int halves(const Product<T>& p) { return D == Direction::Forward && p.gated != nullptr ? 2 : 1; }
-    DEVICE_MEMBER static int width_of_tile(const Product<T>& p) { return COLUMNS / halves(p); }
+    DEVICE_MEMBER static int halvings(const Product<T>& p) { return D == Direction::Forward && p.gated != nullptr ? 1 : 0; }
+    DEVICE_MEMBER static int width_of_tile(const Product<T>& p) { return COLUMNS >> halvings(p); }
 
-    // The first of a step's inputs, and how many pieces there are of them.
-    template <typename B> DEVICE_MEMBER static int first_input(const B& block, int channel) {
-        return D == Direction::Forward ? channel : block.first_column;
+    // What a step has: lines of a half, pieces of a line; and where a line's first is, if it is there.
+    template <typename B> DEVICE_MEMBER static int lines(const B& block, int channel) {
+        int all = D == Direction::Forward ? (block.p.n >> halvings(block.p)) - block.first_column : block.p.channels - channel;
+        return min(DOWN >> halvings(block.p), all / 8);
     }
     template <typename B> DEVICE_MEMBER static int pieces(const B& block, int channel) {
-        int inputs = D == Direction::Forward ? block.p.channels : block.p.n;
-        return min(ACROSS, (inputs - first_input(block, channel)) / 8);
+        return min(ACROSS, (D == Direction::Forward ? block.p.channels - channel : block.p.n - block.first_column) / 8);
     }
-    // How many lines there are of a half, and the first output of one, negative if it is not there.
-    template <typename B> DEVICE_MEMBER static int lines(const B& block, int channel) {
-        const Product<T>& p = block.p;
-        int outputs = D == Direction::Forward ? p.n / halves(p) : p.channels;
-        return min(DOWN / halves(p), (outputs - (D == Direction::Forward ? block.first_column : channel)) / 8);
+    template <typename B> DEVICE_MEMBER static const T* first_piece(const B& block, Tap tap, int channel, int line) {
+        int of_half = DOWN >> halvings(block.p), half = line >= of_half, within = line - half * of_half;
+        int output = (D == Direction::Forward ? half * (block.p.n / 2) + block.first_column : channel) + within * 8;
+        int input = D == Direction::Forward ? channel : block.first_column;
+        return block.p.w + static_cast<int64_t>(output) * block.p.w_stride + 8 * (tap.weight + input);
     }
-    template <typename B> DEVICE_MEMBER static int output(const B& block, int channel, int line) {
-        const Product<T>& p = block.p;
-        int of_half = DOWN / halves(p), half = line / of_half, within = line % of_half;
-        if (within >= lines(block, channel) || half >= halves(p)) return -1;
-        return (D == Direction::Forward ? half * (p.n / 2) + block.first_column : channel) + within * 8;
+    template <typename B> DEVICE_MEMBER static bool is_there(const B& block, int channel, int line) {
+        int of_half = DOWN >> halvings(block.p), within = line < of_half ? line : line - of_half;
+        return line < DOWN && within < lines(block, channel);
     }
-
     // Where a piece of a step is, null if nowhere.
     template <typename B>
     DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int line, int across) {
-        int output = Weights::output(block, channel, line), input = first_input(block, channel) + across * 8;
-        if (output < 0 || across >= pieces(block, channel)) return nullptr;
-        return block.p.w + static_cast<int64_t>(output) * block.p.w_stride + 8 * (tap.weight + input);
+        if (!is_there(block, channel, line) || across >= pieces(block, channel)) return nullptr;
+        return first_piece(block, tap, channel, line) + across * PIECE;
     }
+
     // Where a step's copies count, and behind it, where the blocks' warps do that have done with a step: behind the last row.
     template <typename B> DEVICE_MEMBER static Barrier* arrived(const B& block, int step) {
         return reinterpret_cast<Barrier*>(block.rows + Shape::ROWS) + step % Shape::STAGES;
     }
     template <typename B> DEVICE_MEMBER static Barrier* done(const B& block, int step) { return arrived(block, step) + Shape::STAGES; }
     DEVICE_MEMBER static unsigned is_odd(int step) { return step / Shape::STAGES % 2; }
+    // Of this thread: every warp has some lines, and the lanes of one copy in turn.
+    int together, line;
+    DEVICE_MEMBER Weights()
+        : together(cluster_size()),
+          line((threadIdx.x % 32 * (Shape::THREADS / 32) + threadIdx.x / 32) * together + cluster_rank()) {}
+
     // Starts to copy a step, if there is one: for all blocks together, each a share of it.
-    template <typename B> DEVICE_MEMBER static void load(const B& block, int step, int part, bool wanted) {
+    template <typename B> DEVICE_MEMBER void load(const B& block, int step, int part, bool wanted) const {
         if (part < PARTS - 1 || !wanted) return;
-        int channel = block.next_channel, together = cluster_size();
-        // Every warp has some lines: the lanes of one copy in turn.
-        int line = (threadIdx.x % 32 * (Shape::THREADS / 32) + threadIdx.x / 32) * together + cluster_rank();
-        int bytes = pieces(block, channel) * PIECE * int(sizeof(T));
-        if (threadIdx.x == 0) expect(arrived(block, step), halves(block.p) * lines(block, channel) * bytes);
+        int channel = block.next_channel, bytes = pieces(block, channel) * PIECE * int(sizeof(T));
+        if (threadIdx.x == 0) expect(arrived(block, step), (lines(block, channel) << halvings(block.p)) * bytes);
         if (together > 1) wait_for(done(block, step), is_odd(step) ^ 1);
-        const T* from = piece(block, block.tap, channel, line, 0);
-        if (from != nullptr) {
+        if (is_there(block, channel, line)) {
+            const T* from = first_piece(block, block.tap, channel, line);
             T* to = block.right(step) + line * ACROSS * PIECE;
             if (together == 1) bulk_copy(to, from, bytes, arrived(block, step));
             else bulk_copy_to_all(to, from, bytes, arrived(block, step));
@@ -164,7 +164,8 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     using Right = Weights<T, D, Shape>;
     // One step's products are under way while the next one's begin: a stage is free two steps later.
     constexpr int AHEAD = Shape::STAGES - 2;
-    int together = cluster_size();
+    Right weights;
+    int together = weights.together;
     Block<T, D, Shape, Right> block(p, together);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Shape::STAGES; ++stage) {
@@ -179,7 +180,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     if (p.channels % DEPTH != 0) Right::clear(block);
     auto load = [&](int step) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) block.load(step, part);
+        for (int part = 0; part < PARTS; ++part) block.load(weights, step, part);
     };
 
 #pragma unroll

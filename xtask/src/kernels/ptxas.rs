@@ -41,9 +41,14 @@ pub fn usages(messages: &str) -> Vec<Usage> {
     found
 }
 
-/// Lines that ptxas or nvcc calls warnings: bounds that it ignores, among others.
+/// Lines that ptxas or nvcc calls warnings, as of bounds that it ignores, or a potential loss: of products of a warpgroup, each of
+/// which waits for the one before it.
 pub fn warnings(messages: &str) -> impl Iterator<Item = &str> {
-    messages.lines().filter(|line| line.to_lowercase().contains("warning"))
+    let is_one = |line: &&str| {
+        let line = line.to_lowercase();
+        ["warning", "potential performance loss"].iter().any(|words| line.contains(words))
+    };
+    messages.lines().filter(is_one)
 }
 
 /// The number in front of `words`; 0 where the line has none.
@@ -95,6 +100,8 @@ ptxas info    : Function properties for __internal_trig_reduction_slowpathd
     fn warnings_are_found() {
         assert_eq!(warnings(MESSAGES).count(), 0);
         let ignored = "ptxas warning : Value of threads per SM for entry k is out of range. .minnctapersm will be ignored";
-        assert_eq!(warnings(&format!("{MESSAGES}{ignored}\n")).collect::<Vec<_>>(), [ignored]);
+        let serialized = "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma instructions defining accumulator registers of a wgmma between start and end of the pipeline stage in the function 'k'";
+        let both = format!("{MESSAGES}{ignored}\n{serialized}\n");
+        assert_eq!(warnings(&both).collect::<Vec<_>>(), [ignored, serialized]);
     }
 }
