@@ -1,8 +1,8 @@
 // What every kernel is written in: CUDA C++, and below it the few words that CUDA C++ lacks.
 //
 // nvcc compiles a kernel for compute capability 8.0 and up. A C++ compiler compiles the same source for a CPU, where
-// host/shim.hpp supplies CUDA's own words and a second definition of everything here. No other file but warpgroup.cuh holds
-// PTX, asks for the compiler, or differs between the two.
+// host/shim.hpp supplies CUDA's own words and a second definition of everything here. No other file but warpgroup.cuh and
+// cluster.cuh holds PTX, asks for the compiler, or differs between the two.
 //
 // KERNEL(name, (threads, blocks), parameters…) is an entry point: at most `threads` to a block, and registers to hold
 // `blocks` of them on a multiprocessor (may be left out). It calls take_turn() before it touches the card's memory. Shared memory is
