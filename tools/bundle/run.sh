@@ -54,9 +54,9 @@ check operators_without_sm90a env HIPER_SM90A=0 "$programs/operators" card
 check network "$programs/network" --nocapture
 [ -z "$PEER_PYTHON" ] || check operator_errors "$PEER_PYTHON" "$here/tools/fixtures/operators.py" --device cuda
 check steps "$programs/steps" network
-check products "$programs/operators" all_plans_are_timed --ignored --nocapture
 # shellcheck disable=SC2086
 check bench "$programs/xtask" bench --gpu --hiper "$programs/hiper" --out "$out/bench.json" --rounds 2 ${BENCH_FLAGS:-}
+check products "$programs/operators" all_plans_are_timed --ignored --nocapture
 if [ -n "$sanitizer" ]; then
     for tool in memcheck racecheck; do
         check "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "$programs/operators" card --test-threads 1

@@ -107,7 +107,10 @@ impl Report {
             let _ = writeln!(text, "launches of {name}\t{count}");
         }
         let _ = writeln!(text, "of the last recording's kernels may begin early\t{}", self.early);
-        let _ = writeln!(text, "\nthe last recording: kernel, grid, threads, shared bytes, numbers");
+        let _ = writeln!(
+            text,
+            "\nthe last recording: kernel, grid, threads, blocks together, shared bytes, numbers"
+        );
         text + &self.last_recording
     }
 }
