@@ -2,10 +2,10 @@
 //
 // The threads of a block are fibers of one CPU thread. They run until a barrier or a warp function, where they wait for
 // the others; a warp function passes values through a table that all lanes of the warp fill. Blocks run on all CPU threads,
-// in any order. What goes wrong on a card and is cheap to see is an error of the launch: threads that end while others wait,
-// lanes that meet at different places, addresses that are not aligned, writes behind the end of shared memory. Shared
-// memory begins as NaN. Copies of cp_async happen when they are waited for, no earlier. What is dear to see, sanitizers.hpp
-// lets the compiler's sanitizers see.
+// in any order, those of a cluster beside each other on one. What goes wrong on a card and is cheap to see is an error of the
+// launch: threads that end while others wait, lanes that meet at different places, addresses that are not aligned, writes behind
+// the end of shared memory. Shared memory begins as NaN. Copies of cp_async happen when they are waited for, no earlier. What is
+// dear to see, sanitizers.hpp lets the compiler's sanitizers see.
 #pragma once
 
 #include "sanitizers.hpp"
