@@ -314,7 +314,7 @@ extern "C" int host_run_cluster(const Launch* launch, uint3 index) {
     cluster.threads = launch->size.x * launch->size.y * launch->size.z;
     cluster.arrived = cluster.rounds = 0;
     uint3 grid = launch->grid;
-    cluster.random.seed(launch->schedule + index.x + grid.x * (index.y + uint64_t{grid.y} * index.z));
+    if (launch->schedule != 0) cluster.random.seed(launch->schedule + index.x + grid.x * (index.y + uint64_t{grid.y} * index.z));
     place.block_size = launch->size;
     place.grid_size = grid;
     place.cluster_size = launch->cluster;

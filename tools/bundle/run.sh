@@ -56,7 +56,7 @@ check network "$programs/network" --nocapture
 check steps "$programs/steps" network
 # shellcheck disable=SC2086
 check bench "$programs/xtask" bench --gpu --hiper "$programs/hiper" --out "$out/bench.json" --rounds 2 ${BENCH_FLAGS:-}
-check products "$programs/operators" all_plans_are_timed --ignored --nocapture
+check products env HIPER_TEST_UNET_SIZES=1 "$programs/operators" by_all_plans --nocapture
 if [ -n "$sanitizer" ]; then
     for tool in memcheck racecheck; do
         check "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "$programs/operators" card --test-threads 1

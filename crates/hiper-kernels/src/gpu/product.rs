@@ -155,7 +155,8 @@ pub(crate) fn forward<G: Gpu>(
     let Geometry { images, output, inputs, outputs, .. } = *geometry;
     let y = gpu.alloc(x.dtype, images * output[0] * output[1] * outputs)?;
     let work = Work::new(Direction::Forward, geometry, x.dtype, layer.packed);
-    let operands = Operands::new(Rows::new(y.view(), outputs), Rows::new(x, inputs), layer.rows(geometry));
+    let to = Some(Rows::new(y.view(), outputs));
+    let operands = Operands::new(to, Rows::new(x, inputs), layer.rows(geometry));
     run(gpu, &work, &Operands { bias: layer.bias(geometry), added: *added, ..operands })?;
     Ok(y)
 }
@@ -184,16 +185,9 @@ pub(crate) fn forward_through_geglu<G: Gpu>(
     let halves = keep.then(|| gpu.alloc(x.dtype, len)).transpose()?;
     let gated = gpu.alloc(x.dtype, len / 2)?;
     let work = Work { splits: false, ..Work::new(Direction::Forward, geometry, x.dtype, layer.packed) };
-    run(
-        gpu,
-        &work,
-        &Operands {
-            to: halves.as_ref().map(|halves| Rows::new(halves.view(), outputs)),
-            bias: layer.bias(geometry),
-            gated: Some(gated.view()),
-            ..Operands::new(Rows::new(gated.view(), outputs), Rows::new(x, inputs), layer.rows(geometry))
-        },
-    )?;
+    let to = halves.as_ref().map(|halves| Rows::new(halves.view(), outputs));
+    let operands = Operands::new(to, Rows::new(x, inputs), layer.rows(geometry));
+    run(gpu, &work, &Operands { bias: layer.bias(geometry), gated: Some(gated.view()), ..operands })?;
     Ok(Some(Gated { halves, gated }))
 }
 
@@ -213,7 +207,7 @@ pub(crate) fn input_gradient<G: Gpu>(
     let dtype = grad_output.view.dtype;
     let dx = gpu.alloc(dtype, images * input[0] * input[1] * width)?;
     let work = Work::new(Direction::Gradient, geometry, dtype, layer.packed);
-    let operands = Operands::new(Rows::new(dx.view(), width), grad_output, layer.rows(geometry));
+    let operands = Operands::new(Some(Rows::new(dx.view(), width)), grad_output, layer.rows(geometry));
     run(gpu, &work, &Operands { added: Added { image_bias: None, residual }, gates, ..operands })?;
     Ok(dx)
 }
@@ -228,7 +222,7 @@ pub(crate) fn by_rows<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, depth, n);
     let work = Work::new(Direction::Forward, geometry, a.view.dtype, false);
-    run(gpu, &work, &Operands { scale, ..Operands::new(to, a, b) })
+    run(gpu, &work, &Operands { scale, ..Operands::new(Some(to), a, b) })
 }
 
 /// `to = a b` of matrices `[m, depth]` and `[depth, n]`.
@@ -240,7 +234,7 @@ pub(crate) fn by_columns<G: Gpu>(
 ) -> Result<()> {
     let geometry = &Geometry::linear(m, n, depth);
     let work = Work::new(Direction::Gradient, geometry, a.view.dtype, false);
-    run(gpu, &work, &Operands::new(to, a, b))
+    run(gpu, &work, &Operands::new(Some(to), a, b))
 }
 
 /// A kernel's arrays, and by what a product is multiplied before anything is added.
@@ -257,8 +251,7 @@ struct Operands<'a, G: Gpu> {
 
 impl<'a, G: Gpu> Operands<'a, G> {
     /// Nothing rides on the product.
-    fn new(to: Rows<'a, G>, from: Rows<'a, G>, weight: Rows<'a, G>) -> Self {
-        let to = Some(to);
+    fn new(to: Option<Rows<'a, G>>, from: Rows<'a, G>, weight: Rows<'a, G>) -> Self {
         Self { to, from, weight, bias: None, added: Added::NOTHING, gates: None, gated: None, scale: 1.0 }
     }
 }

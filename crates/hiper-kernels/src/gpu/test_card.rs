@@ -43,6 +43,12 @@ pub(crate) fn test_device() -> Option<Device> {
     DEVICE.clone()
 }
 
+/// Whether `HIPER_TEST_UNET_SIZES` asks a card for what takes minutes there.
+#[cfg(test)]
+pub(crate) fn at_sizes_of_a_unet() -> bool {
+    std::env::var_os("HIPER_TEST_UNET_SIZES").is_some()
+}
+
 /// Kernels on a card, tensors on the CPU.
 pub(crate) struct TestCard {
     device: Device,
