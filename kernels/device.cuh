@@ -160,6 +160,12 @@ DEVICE void ldmatrix_x2_transposed(uint32_t (&r)[2], const void* row) {
 #include "host/shim.hpp"
 #endif
 
+// Calls f with 0 … N − 1, constants once all is inlined: where nvcc leaves a loop that it was told to unroll.
+template <int N, typename F, typename... Numbers> DEVICE void call_with_numbers(F f, Numbers... numbers) {
+    if constexpr (sizeof...(Numbers) < N) call_with_numbers<N>(f, numbers..., int(sizeof...(Numbers)));
+    else f(numbers...);
+}
+
 // Whether this block is the last of `blocks` to come here: then all its threads see what the others wrote before. `arrivals`
 // is 0 before the first comes, and again behind the last.
 DEVICE bool arrives_last(unsigned* arrivals, unsigned blocks) {

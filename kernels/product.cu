@@ -82,6 +82,7 @@
 template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_> struct Tile {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_, STAGES = 3;
     static constexpr int WARPS_ACROSS = COLUMNS / WARP_COLUMNS, THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * 32;
+    static constexpr int ROWS_AT_A_TIME = COLUMNS > 64 ? 4 : 2;  // of a thread's results: what registers hold
 };
 
 // The weights of a step, COLUMNS wide. Gradient: a row a gathered channel, with an odd number of 16-byte pieces from row to row,
@@ -287,15 +288,18 @@ template <typename T, Direction D> DEVICE void product(const Product<T>& p) {
         }
         __syncthreads();
     }
-    int pixels[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pixels[i] = first_row + row + i < gather.rows ? gather.pixel(first_row + row + i) : -1;
     deliver<D>(p, [&](auto f) {
         if (first_column + first >= p.n) return;
-        f(pixels, first_column + first, [&](auto& own) {
 #pragma unroll
-            for (int i = 0; i < 32; ++i) own[i / 8][i % 8] = sums[i / 8][i % 8];
-        });
+        for (int pair = 0; pair < 4; pair += 2) {
+            int number = first_row + row + pair, existing = gather.rows - number;
+            if (existing <= 0) return;
+            int pixels[2] = {gather.pixel(number), gather.pixel(existing > 1 ? number + 1 : number)};
+            f(pixels, existing, first_column + first, [&](auto& own) {
+#pragma unroll
+                for (int i = 0; i < 16; ++i) own[i / 8][i % 8] = sums[pair + i / 8][i % 8];
+            });
+        }
     });
 }
 

@@ -96,32 +96,40 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     // of 16 × 8 (see device.cuh), whose first result is at (row, column) of the block's; then, behind a barrier, out.
     DEVICE_MEMBER void put(int row, int column, const float (&sums)[4]) const {
         int lane = threadIdx.x % 32;
-        float* at = reinterpret_cast<float*>(stages) + (row + lane / 4) * PITCH + column + lane % 4 * 2;
-        store_vector(at, float2{sums[0], sums[1]});
-        store_vector(at + 8 * PITCH, float2{sums[2], sums[3]});
+        row += lane / 4, column += lane % 4 * 2;
+        store_vector(staged(row, column), float2{sums[0], sums[1]});
+        store_vector(staged(row + 8, column), float2{sums[2], sums[3]});
+    }
+    // Adds the eight of a row from `column` on, a multiple of 8.
+    DEVICE_MEMBER void add_staged(float (&to)[8], int row, int column) const {
+#pragma unroll
+        for (int i = 0; i < 8; i += 4) {
+            float4 four = load_vector<float4>(staged(row, column + i));
+            to[i] += four.x, to[i + 1] += four.y, to[i + 2] += four.z, to[i + 3] += four.w;
+        }
+    }
+    // Of every other 32 columns fours change places in their eight: so threads that have an eight each find fours in different
+    // banks.
+    DEVICE_MEMBER float* staged(int row, int column) const {
+        return reinterpret_cast<float*>(stages) + row * PITCH + (column ^ (column / 32 % 2) << 2);
     }
     DEVICE_MEMBER void deliver() const {
         ::deliver<D>(p, [&](auto f) { each_result(f); });
     }
     // Calls f for results that are this thread's, as the other deliver has it.
     template <typename F> DEVICE_MEMBER void each_result(F f) const {
-        constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, AT_A_TIME = 4;
-        const float* staged = reinterpret_cast<const float*>(stages);
+        constexpr int EIGHTS = COLUMNS / 8, DOWN = THREADS / EIGHTS, EACH = (ROWS + DOWN - 1) / DOWN;
+        constexpr int TIMES = (EACH + Shape::ROWS_AT_A_TIME - 1) / Shape::ROWS_AT_A_TIME, AT_A_TIME = (EACH + TIMES - 1) / TIMES;
         int first = threadIdx.x / EIGHTS, column = threadIdx.x % EIGHTS * 8;
         if (first >= DOWN || first_column + column >= p.n) return;
-        for (; first < ROWS; first += DOWN * AT_A_TIME) {
-            int pixels[AT_A_TIME];
-#pragma unroll
-            for (int i = 0; i < AT_A_TIME; ++i) {
-                int row = first + i * DOWN;
-                pixels[i] = row < ROWS && first_row + row < gather.rows ? gather.pixel(first_row + row) : -1;
-            }
-            f(pixels, first_column + column, [&](auto& sums) {
-#pragma unroll
-                for (int i = 0; i < AT_A_TIME; ++i) {
-                    if (pixels[i] >= 0) add_8(sums[i], staged + (first + i * DOWN) * PITCH + column);
-                }
+        int rows = min(int(ROWS), gather.rows - first_row);
+        auto some = [&](auto... i) {
+            auto row = [&](int i) { return first + i * DOWN < rows ? first + i * DOWN : first; };
+            int pixels[] = {gather.pixel(first_row + row(i))...};
+            f(pixels, (rows - first + DOWN - 1) / DOWN, first_column + column, [&](auto& sums) {
+                (add_staged(sums[i], row(i), column), ...);
             });
-        }
+        };
+        for (; first < rows; first += DOWN * AT_A_TIME) call_with_numbers<AT_A_TIME>(some);
     }
 };

@@ -53,7 +53,7 @@
 // A block of WARPGROUPS times 64 × COLUMNS results, of which an instruction makes WIDTH columns.
 template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
     static constexpr int ROWS = WARPGROUPS * 64, COLUMNS = COLUMNS_, THREADS = WARPGROUPS * 128, STAGES = STAGES_;
-    static constexpr int WIDTH = COLUMNS > 160 ? 160 : COLUMNS;
+    static constexpr int WIDTH = COLUMNS > 160 ? 160 : COLUMNS, ROWS_AT_A_TIME = 6;
 };
 
 // The weights of a step, as they lie in memory: lines of pieces of 8 outputs × 8 inputs. Forward: a line has the step's channels for
@@ -146,12 +146,15 @@ template <typename T, Direction D, typename Shape, typename Right> DEVICE void d
     const Product<T>& p = block.p;
     int width = p.n / 2, within = threadIdx.x % EIGHTHS * 8, column = block.first_column + within;
     if (column >= width || threadIdx.x >= DOWN * EIGHTHS) return;
-    for (int row = threadIdx.x / EIGHTHS; row < Shape::ROWS; row += DOWN) {
-        if (block.first_row + row >= block.gather.rows) return;
-        const float* staged = reinterpret_cast<const float*>(block.stages) + row * block.PITCH + within;
+    float bias_of_a[8] = {}, bias_of_b[8] = {};
+    if (p.bias != nullptr) add_8(bias_of_a, load_8(p.bias + column)), add_8(bias_of_b, load_8(p.bias + width + column));
+    int rows = min(int(Shape::ROWS), block.gather.rows - block.first_row);
+#pragma unroll 2
+    for (int row = threadIdx.x / EIGHTHS; row < rows; row += DOWN) {
         float a[8] = {}, b[8] = {};
-        add_8(a, staged), add_8(b, staged + HALF);
-        if (p.bias != nullptr) add_8(a, p.bias + column), add_8(b, p.bias + width + column);
+        block.add_staged(a, row, within), block.add_staged(b, row, HALF + within);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[i] += bias_of_a[i], b[i] += bias_of_b[i];
         int64_t pixel = block.gather.pixel(block.first_row + row);
         if (p.c != nullptr) store_8(p.c + pixel * p.c_stride + column, a), store_8(p.c + pixel * p.c_stride + width + column, b);
 #pragma unroll
@@ -211,6 +214,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         int lane = threadIdx.x % 32;
         if (step > 0 && together > 1 && lane < together) arrive_at(Right::done(block, step - 1), lane);
     }
+    __syncwarp();
     cluster_arrive();
     warpgroup_wait<0>();
 #pragma unroll
@@ -224,6 +228,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     __syncthreads();
     if (D == Direction::Forward && p.gated != nullptr) deliver_gated(block);
     else block.deliver();
+    __syncwarp();
     cluster_wait();  // others have arrived at this block's barriers until now
 }
 

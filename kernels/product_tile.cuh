@@ -111,12 +111,27 @@ template <typename T, Direction D> struct Gather {
 
 // ---- what becomes of sums ----
 
-// Adds eight neighbours, read at once: 16-byte aligned.
-template <typename T> DEVICE void add_8(float (&to)[8], const T* from) {
+// Eight neighbours as they lie in memory, read at once: 16-byte aligned.
+template <typename T> struct Eight { uint4 at[sizeof(T) / 2]; };
+
+template <typename T> DEVICE Eight<T> load_8(const T* from) {
+    Eight<T> eight;
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) eight.at[i] = load_vector<uint4>(from + i * 16 / sizeof(T));
+    return eight;
+}
+// Those before `end` of a row, from `column` on, one by one, and zeros.
+template <typename T> DEVICE Eight<T> load_some(const T* from, int column, int end) {
+    alignas(16) T some[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) some[j] = column + j < end ? from[j] : from_f32<T>(0.0f);
+    return load_8(some);
+}
+
+template <typename T> DEVICE void add_8(float (&to)[8], const Eight<T>& eight) {
 #pragma unroll
     for (int i = 0; i < int(sizeof(T) / 2); ++i) {
-        uint4 four = load_vector<uint4>(from + i * 16 / sizeof(T));
-        unsigned words[4] = {four.x, four.y, four.z, four.w};
+        unsigned words[4] = {eight.at[i].x, eight.at[i].y, eight.at[i].z, eight.at[i].w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if constexpr (sizeof(T) == 4) {
@@ -149,128 +164,119 @@ template <typename T> DEVICE bool in_eights(const Product<T>& p) {
     return addresses % 16 == 0 && (p.n | p.c_stride | p.image_bias_stride | p.residual_stride) % 8 == 0;
 }
 
-// Writes results from `column` on: eight, or those that there are.
-template <typename T> DEVICE void store_own(const Product<T>& p, T* to, int column, const float (&from)[8], bool eights) {
-    if (eights) return store_8(to, from);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        if (column + j < p.n) to[j] = from_f32<T>(from[j]);
-    }
-}
+// What a thread makes of sums of COUNT pixels, from `column` on, a multiple of 8; in place of those that do not exist, behind the
+// first `existing`, the first is named once more, and read in vain: all that a thread reads is on its way before anything is used, without
+// a branch in between, so that it waits for memory once.
+template <bool EIGHTS, typename T, int COUNT> struct Results {
+    const Product<T>& p;
+    const int (&pixels)[COUNT];
+    int existing, column;
 
-// Sums of COUNT pixels (negative: none), from `column` on, a multiple of 8, become results. Everything is read before
-// anything is written, so that a thread waits for memory once.
-template <typename T, int COUNT>
-DEVICE void finish(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
-    float added[COUNT][8] = {};
-    bool eights = in_eights(p);
-    auto add = [&](float (&to)[8], const T* from) {
-        if (eights) return add_8(to, from);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            if (column + j < p.n) to[j] += to_f32(from[j]);
-        }
-    };
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        if (p.bias != nullptr) add(added[i], p.bias + column);
-        if (pixels[i] >= 0 && p.image_bias != nullptr) {
-            int64_t image = unsigned(pixels[i]) / unsigned(p.height * p.width);
-            add(added[i], p.image_bias + image * p.image_bias_stride + column);
-        }
-        if (pixels[i] >= 0 && p.residual != nullptr) {
-            add(added[i], p.residual + static_cast<int64_t>(pixels[i]) * p.residual_stride + column);
-        }
+    DEVICE_MEMBER Eight<T> load(const T* from) const {
+        if constexpr (EIGHTS) return load_8(from);
+        else return load_some(from, column, p.n);
     }
+    // From rows of a matrix whose number and first column a function has.
+    template <typename Begin> DEVICE_MEMBER void load(Eight<T> (&to)[COUNT], const T* from, Begin begin) const {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        if (pixels[i] < 0) continue;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, added[i][j]);
-        store_own(p, p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column, column, sums[i], eights);
+        for (int i = 0; i < COUNT; ++i) to[i] = load(from + begin(static_cast<int64_t>(pixels[i])) + column);
     }
-}
-
-// The same of sums that are the gradient of a GEGLU's result: they become the gradient of its halves, [a, b]. gates has a and b
-// where c will have their gradients.
-template <typename T, int COUNT>
-DEVICE void finish_gated(const Product<T>& p, const int (&pixels)[COUNT], int column, float (&sums)[COUNT][8]) {
-    struct alignas(16) Eight { T at[8]; };
-    Eight halves[COUNT][2] = {};
-    bool eights = in_eights(p);
-    auto begin = [&](int pixel, int half) { return static_cast<int64_t>(pixel) * p.c_stride + half * p.n + column; };
+    // Eight, or those that there are.
+    DEVICE_MEMBER void store(T* to, const float (&from)[8]) const {
+        if constexpr (EIGHTS) {
+            store_8(to, from);
+        } else {
 #pragma unroll
-    for (int i = 0; i < 2 * COUNT; ++i) {
-        if (pixels[i / 2] < 0) continue;
-        Eight& half = halves[i / 2][i % 2];
-        const T* from = p.gates + begin(pixels[i / 2], i % 2);
-        if (eights) {
-#pragma unroll
-            for (int j = 0; j < int(sizeof(half) / 16); ++j) {
-                store_vector(half.at + j * 16 / sizeof(T), load_vector<uint4>(from + j * 16 / sizeof(T)));
+            for (int j = 0; j < 8; ++j) {
+                if (column + j < p.n) to[j] = from_f32<T>(from[j]);
             }
-            continue;
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            if (column + j < p.n) half.at[j] = from[j];
         }
     }
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        if (pixels[i] < 0) continue;
-        float of_a[8];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            float d = sums[i][j] * p.scale, a = to_f32(halves[i][0].at[j]), b = to_f32(halves[i][1].at[j]);
-            of_a[j] = d * gelu(b), sums[i][j] = d * a * gelu_derivative(b);
+
+    DEVICE_MEMBER void finish(float (&sums)[COUNT][8]) const {
+        Eight<T> bias{}, image_biases[COUNT]{}, residuals[COUNT]{};
+        if (p.bias != nullptr) bias = load(p.bias + column);
+        if (p.image_bias != nullptr) {
+            unsigned size = p.height * p.width;
+            load(image_biases, p.image_bias, [&](int64_t pixel) { return int64_t(unsigned(pixel) / size) * p.image_bias_stride; });
         }
-        store_own(p, p.c + begin(pixels[i], 0), column, of_a, eights);
-        store_own(p, p.c + begin(pixels[i], 1), column, sums[i], eights);
+        if (p.residual != nullptr) load(residuals, p.residual, [&](int64_t pixel) { return pixel * p.residual_stride; });
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            float added[8] = {};
+            add_8(added, bias), add_8(added, image_biases[i]), add_8(added, residuals[i]);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(sums[i][j], p.scale, added[j]);
+            if (i < existing) store(p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column, sums[i]);
+        }
     }
-}
+
+    // The same of sums that are the gradient of a GEGLU's result: they become the gradient of its halves, [a, b]. gates has a and b
+    // where c will have their gradients.
+    DEVICE_MEMBER void finish_gated(float (&sums)[COUNT][8]) const {
+        Eight<T> of_a[COUNT], of_b[COUNT];
+        load(of_a, p.gates, [&](int64_t pixel) { return pixel * p.c_stride; });
+        load(of_b, p.gates + p.n, [&](int64_t pixel) { return pixel * p.c_stride; });
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            float a[8] = {}, b[8] = {};
+            add_8(a, of_a[i]), add_8(b, of_b[i]);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                float d = sums[i][j] * p.scale, gate = b[j];
+                b[j] = d * a[j] * gelu_derivative(gate), a[j] = d * gelu(gate);
+            }
+            if (i >= existing) continue;
+            T* to = p.c + static_cast<int64_t>(pixels[i]) * p.c_stride + column;
+            store(to, a), store(to + p.n, b);
+        }
+    }
+};
 
 // Where a split leaves its sums of a pixel.
 template <typename T> DEVICE float* partial_of(const Product<T>& p, int split, int pixel, int column) {
     return p.partial + (static_cast<int64_t>(split) * p.pixels() + pixel) * partial_stride(p.n) + column;
 }
 
-// A block's sums become results. each(f), the same for all splits of a tile, calls f(pixels, column, own), where the first pixel
-// exists if any does: own(sums) adds the block's sums of these pixels to zeros. The block that comes last to a tile adds what
+// A block's sums become results. each(f), the same for all splits of a tile, calls f(pixels, existing, column, own), as Results has
+// them: own(sums) adds the block's sums of these pixels to zeros. The block that comes last to a tile adds what
 // all its splits have, first to last.
 template <Direction D, typename T, typename Each> DEVICE void deliver(const Product<T>& p, Each each) {
     unsigned split = blockIdx.z % p.splits, tile = blockIdx.z / p.splits * gridDim.x + blockIdx.x;
     if (p.splits > 1) {
-        each([&](auto& pixels, int column, auto own) {
+        each([&](auto& pixels, int existing, int column, auto own) {
             constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(pixels)>>;
             float sums[COUNT][8] = {};
             own(sums);
 #pragma unroll
             for (int i = 0; i < COUNT; ++i) {
-                if (pixels[i] >= 0) store_8(partial_of(p, split, pixels[i], column), sums[i]);
+                if (i < existing) store_8(partial_of(p, split, pixels[i], column), sums[i]);
             }
         });
         if (!arrives_last(p.arrivals + tile, p.splits)) return;
     }
-    each([&](auto& pixels, int column, auto own) {
+    each([&](auto& pixels, int existing, int column, auto own) {
         constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(pixels)>>;
         float sums[COUNT][8] = {};
         if (p.splits == 1) {
             own(sums);
-        } else if (pixels[0] >= 0) {
-            // Of pixels that are not there the first's once more, in vain: without a branch, all are on their way at once.
+        } else {
             int64_t size = partial_of(p, 1, 0, 0) - p.partial;
             const float* from[COUNT];
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) from[i] = partial_of(p, 0, pixels[i] >= 0 ? pixels[i] : pixels[0], column);
-#pragma unroll 2
+            for (int i = 0; i < COUNT; ++i) from[i] = partial_of(p, 0, pixels[i], column);
+#pragma unroll COUNT > 4 ? 1 : 2
             for (int split = 0; split < p.splits; ++split) {
 #pragma unroll
-                for (int i = 0; i < COUNT; ++i) add_8(sums[i], from[i]), from[i] += size;
+                for (int i = 0; i < COUNT; ++i) add_8(sums[i], load_8(from[i])), from[i] += size;
             }
         }
-        if (D == Direction::Gradient && p.gates != nullptr) finish_gated(p, pixels, column, sums);
-        else finish(p, pixels, column, sums);
+        auto finish = [&](auto results) {
+            if (D == Direction::Gradient && p.gates != nullptr) results.finish_gated(sums);
+            else results.finish(sums);
+        };
+        if (in_eights(p)) finish(Results<true, T, COUNT>{p, pixels, existing, column});
+        else finish(Results<false, T, COUNT>{p, pixels, existing, column});
     });
 }
 

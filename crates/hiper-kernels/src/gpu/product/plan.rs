@@ -215,7 +215,8 @@ impl<'a> Work<'a> {
         let copied = (tile.rows + tile.columns / together) * DEPTH * 2;
         let step = tile.clocks.max(copied / share);
         let sum = if splits > 1 { ARRIVAL + (1 + splits) * tile.rows * tile.columns * 4 / BYTES } else { 0 };
-        let results = tile.rows * tile.columns * 2 / share;
+        // They pass through shared memory as f32; are written, and as many perhaps added, in two bytes each.
+        let results = tile.rows * tile.columns * 8 / 128 + tile.rows * tile.columns * 4 / share;
         waves * (self.steps().div_ceil(splits) * step + BLOCK + results) + sum
     }
 
