@@ -8,15 +8,15 @@
 //
 //         D     kernel            threads  rows of a block  columns of a tile  shared memory, bytes  registers  blocks of a
 //                                                                                                               multiprocessor
-//         40    forward           128      64               64                 24960                 116        4
-//               backward_queries  128      64               32                 12672                 107        4
-//               backward_keys     128      64               32                 13184                 127        4
-//         64    forward           128      64               64                 33280                 128        3
-//               backward_queries  128      64               64                 33280                 154        3
-//               backward_keys     128      64               64                 34304                 213        2
-//         80    forward           128      64               64                 41600                 148        3
-//               backward_queries  128      64               64                 41600                 192        2
-//               backward_keys     128      64               64                 42624                 239        2
+//         40    forward           128      64               64                 24576                 110        4
+//               backward_queries  128      64               32                 12288                 104        4
+//               backward_keys     128      64               32                 12800                 128        4
+//         64    forward           128      64               64                 32768                 123        3
+//               backward_queries  128      64               64                 32768                 154        3
+//               backward_keys     128      64               64                 33792                 216        2
+//         80    forward           128      64               64                 40960                 148        3
+//               backward_queries  128      64               64                 40960                 192        2
+//               backward_keys     128      64               64                 41984                 242        2
 //
 //         Nothing is spilled. Grids as theirs.
 // Source  FlashAttention-2 (arXiv 2307.08691), as there; wgmma as the PTX ISA has it, tiles without swizzle, which are read along

@@ -6,20 +6,19 @@
 #include "warpgroup.cuh"
 
 // A tile lies in pieces, a piece the same 8 numbers of all its rows: so it can be read along its rows, as keys are for scores, and
-// across them, as they are for sums of keys.
+// across them, as they are for sums of keys. Eight rows of a piece are one matrix, 128 bytes behind each other.
 struct Warpgroup {
     static constexpr int EIGHT_ROWS = 8 * 8;  // numbers
     // Depths are multiples of 16: the last piece may be zeros.
     template <int D> static constexpr int PIECES = (D + 8) / 16 * 2;
-    // From piece to piece: what is behind it is for the banks.
-    template <int ROWS> static constexpr int PIECE = ROWS * 8 + 8;
+    template <int ROWS> static constexpr int PIECE = ROWS * 8;
     template <int D, int ROWS> static constexpr int TILE = PIECES<D> * PIECE<ROWS>;
 
-    // As load_rows.
+    // As load_rows: eight neighbours copy a matrix, into different banks.
     template <typename T, int D, int ROWS, int THREADS>
     DEVICE_MEMBER static void load_tile(T* tile, const T* from, int stride, int valid) {
-        constexpr int AT_ONCE = THREADS / PIECES<D>;
-        int first = threadIdx.x / PIECES<D>, piece = threadIdx.x % PIECES<D>;
+        constexpr int AT_ONCE = THREADS / 8 / PIECES<D> * 8;
+        int matrix = threadIdx.x / 8, piece = matrix % PIECES<D>, first = matrix / PIECES<D> * 8 + threadIdx.x % 8;
         tile += piece * PIECE<ROWS> + first * 8;
         from += static_cast<int64_t>(first) * stride + piece * 8;
         if (first >= AT_ONCE) return;

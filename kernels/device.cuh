@@ -101,6 +101,13 @@ DEVICE float exp2_approx(float x) {
     return y;
 }
 
+// 1 / x with a relative error of 2^-23; 0 for x = ∞.
+DEVICE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- matrix fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16") ----
 // Lane 4g + t of a warp holds of A (16 × 16): a[0] = A[g][2t, 2t+1], a[1] = A[g+8][2t, 2t+1], a[2] = A[g][2t+8, 2t+9],
 // a[3] = A[g+8][2t+8, 2t+9]; of B (16 × 8): b[0] = B[2t, 2t+1][g], b[1] = B[2t+8, 2t+9][g]; of C and D (16 × 8, f32):

@@ -26,12 +26,13 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                248 / 252
-//         64x160    128      64 × 160            87552 / 90624              2                198 / 202
-//         64x64     128      64 × 64             50688 / 53760              4                128 / 128
+//         128x128   128      128 × 128           100352 / 103424            2                254 / 254
+//         64x160    128      64 × 160            87552 / 90624              2                198 / 213
+//         64x64     128      64 × 64             50688 / 53760              4                114 / 120
 //         none      128      64 × 64             10240                      4                128 / 128
 //
-//         Nothing is spilled. Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
+//         Blocks of a multiprocessor with 228 KB of shared memory: of an A100's, with 164, 1, 1 and 3. Nothing is spilled.
+//         Grid: x = tiles of rows · tiles of columns, columns fastest; y = 1; z = phases · splits. Phases:
 //         1 forward, stride² in a gradient, where a phase has the pixels that meet the same taps; the rows are
 //         images · ⌈height / √phases⌉ · ⌈width / √phases⌉. A split of the depth leaves its sums in partial, splits · images ·
 //         height · width · ⌈n / 8⌉ · 8 floats, 16-byte aligned; the block that comes last to a tile adds them, first to last.
@@ -40,14 +41,15 @@
 // Choice  Of all tiles (on Hopper those of product_sm90a.cu instead), and 1 to 16 splits of 4 steps at least, the fewest
 //         clocks, estimated as
 //
-//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · max(clocks, bytes / share) + 1400 + results / share)
+//             ⌈blocks / multiprocessors⌉ · (⌈steps / splits⌉ · max(clocks, bytes / share) + 1400 + results · (8 / 128 + 4 / share))
 //                 + (2000 + (1 + splits) · results of a tile · 4 / 48, if splits > 1)
 //
 //         where steps = taps · ⌈channels / 64⌉ and clocks = 830, 670, 400 for 128x128, 64x160, 64x64: what shared memory can
 //         deliver to a tile, or the tensor cores at 620 TFLOP/s if that is less; bytes what a step copies, 128 · (rows + columns),
 //         and share what the second-level cache has for a block in a clock: 32 bytes where every multiprocessor wants some (an A100's has
 //         5120 a clock for all, by its white paper; 132 would have 39 each), up to 64 where fewer do; 1400 to begin and end a
-//         block, and what its results take, two bytes each; then what it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉
+//         block; its results pass through shared memory as f32, 128 bytes a clock, and two bytes of each are written, and two of
+//         something added; then what it takes to find out which block is the last, and its traffic. Without tensor cores: ⌈taps · channels / 16⌉
 //         steps of 800 clocks. The width 160 is for SD's 320, 640, 1280: 4096 × 320 results are 128 blocks, for 132 multiprocessors.
 // Source  Implicit GEMM (Chetlur et al., cuDNN, arXiv 1410.0759); tiles, fragments and pipeline as CUTLASS has them for
 //         compute capability 8.0 (efficient_gemm.md). GEGLU: Shazeer, arXiv 2002.05202.
@@ -56,24 +58,24 @@
 //         channels exchanged.
 //
 //         M      N      depth        tile     splits  blocks   GFLOP   time        TFLOP/s
-//         4096   320    9 · 320      128x128  1       96       7.5     22 µs       340
-//         4096   320    9 · 960      128x128  1       96       22.6    65 µs       350
-//         4096   320    320          128x128  1       96       0.8     4 µs        230
-//         4096   2560   320          128x128  1       640      6.7     22 µs       310
-//         4096   320    1280         128x128  1       96       3.4     11 µs       310
-//         1024   640    9 · 640      128x128  3       120      7.5     22 µs       350
-//         1024   640    9 · 1920     128x128  3       120      22.6    54 µs       420
-//         1024   640    640          64x160   1       64       0.8     5 µs        180
-//         1024   5120   640          128x128  1       320      6.7     22 µs       310
-//         256    1280   9 · 1280     128x128  6       120      7.5     24 µs       320
-//         256    1280   9 · 2560     128x128  6       120      15.1    40 µs       380
-//         256    1280   1280         64x64    1       80       0.8     5 µs        150
-//         256    10240  1280         64x160   1       256      6.7     23 µs       300
-//         256    1280   5120         64x160   3       96       3.4     15 µs       230
-//         64     1280   9 · 1280     64x64    5       100      1.9     11 µs       170 (weights: 10 µs)
+//         4096   320    9 · 320      128x128  1       96       7.5     24 µs       320
+//         4096   320    9 · 960      128x128  1       96       22.6    66 µs       340
+//         4096   320    320          64x160   1       128      0.8     4 µs        190
+//         4096   2560   320          128x128  1       640      6.7     27 µs       250
+//         4096   320    1280         128x128  1       96       3.4     12 µs       290
+//         1024   640    9 · 640      128x128  3       120      7.5     23 µs       330
+//         1024   640    9 · 1920     128x128  3       120      22.6    55 µs       410
+//         1024   640    640          64x160   1       64       0.8     5 µs        160
+//         1024   5120   640          128x128  1       320      6.7     25 µs       270
+//         256    1280   9 · 1280     128x128  6       120      7.5     25 µs       300
+//         256    1280   9 · 2560     128x128  6       120      15.1    41 µs       370
+//         256    1280   1280         64x64    1       80       0.8     6 µs        150
+//         256    10240  1280         64x160   1       256      6.7     24 µs       280
+//         256    1280   5120         64x160   3       96       3.4     15 µs       220
+//         64     1280   9 · 1280     64x64    5       100      1.9     12 µs       160 (weights: 10 µs)
 //         4096   4      9 · 320      64x64    2       128      0.1     9 µs        conv_out
 //         77     1280   768          64x64    1       40       0.2     4 µs        keys and values of the text
-//         16384  512    9 · 512      128x128  1       512      77      174 µs      450 (VAE)
+//         16384  512    9 · 512      128x128  1       512      77      178 µs      430 (VAE)
 //
 //         conv_in (4 channels) and the gradient of conv_out have a depth of 36 and go without tensor cores: about 7 µs.
 #include "product_block.cuh"
@@ -82,7 +84,7 @@
 template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_> struct Tile {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_, STAGES = 3;
     static constexpr int WARPS_ACROSS = COLUMNS / WARP_COLUMNS, THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * 32;
-    static constexpr int ROWS_AT_A_TIME = COLUMNS > 64 ? 4 : 2;  // of a thread's results: what registers hold
+    static constexpr int ROWS_AT_A_TIME = COLUMNS > 64 ? 4 : 1;  // of a thread's results: what registers hold
 };
 
 // The weights of a step, COLUMNS wide. Gradient: a row a gathered channel, with an odd number of 16-byte pieces from row to row,

@@ -130,6 +130,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
                 (add_staged(sums[i], row(i), column), ...);
             });
         };
+#pragma unroll 1
         for (; first < rows; first += DOWN * AT_A_TIME) call_with_numbers<AT_A_TIME>(some);
     }
 };

@@ -141,10 +141,10 @@ constexpr float CUDART_PI_F = 3.14159265358979f;
 DEVICE float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __expf(x) std::exp(static_cast<float>(x))
 #define __logf(x) std::log(static_cast<float>(x))
-DEVICE float __fdividef(float x, float y) { return x / y; }
 DEVICE unsigned __float_as_uint(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
 DEVICE float __uint_as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
 DEVICE float exp2_approx(float x) { return std::exp2(x); }
+DEVICE float reciprocal_approx(float x) { return 1.0f / x; }
 
 // ---- storage types ----
 

@@ -60,19 +60,19 @@ const HEADS: [Head; 5] = [
     Head {
         dim: 40,
         warps: warps(plan(128, 20480), plan(128, 20480), plan(128, 20480)),
-        sm90a: sm90a(24960, 12672, 13184),
+        sm90a: sm90a(24576, 12288, 12800),
         tail: tail(10752),
     },
     Head {
         dim: 64,
         warps: warps(plan(128, 36864), plan(64, 36864), plan(64, 37888)),
-        sm90a: sm90a(33280, 33280, 34304),
+        sm90a: sm90a(32768, 32768, 33792),
         tail: tail(37888),
     },
     Head {
         dim: 80,
         warps: warps(plan(64, 45056), plan(64, 22528), plan(64, 23040)),
-        sm90a: sm90a(41600, 41600, 42624),
+        sm90a: sm90a(40960, 40960, 41984),
         tail: tail(23040),
     },
     Head {
