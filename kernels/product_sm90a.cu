@@ -24,7 +24,8 @@
 //         1280, 640, 320 and 128. Alone, blocks would wait for the second-level cache: for 1800, 1150, 900 and 510 clocks, in clusters
 //         of four for 830, 670, 420 and 320. The driver says how many of these a card runs at once.
 // Source  wgmma, mbarrier and cp.async.bulk as the PTX ISA has them; clusters that share a side of a product as CUTLASS has them. What a
-//         row gathers each thread copies itself, zeros beside the image too.
+//         row gathers each thread copies itself, zeros beside the image too; the PTX ISA wants async_proxy_fence behind such copies,
+//         CUTLASS has none: were steps to take much longer than predicted, that is the first thing to try without.
 //
 // Time    Predicted for an H100, not yet measured; where product.cu's table has other kernels for the same, with theirs:
 //
