@@ -3,6 +3,10 @@
 use crate::candle;
 use crate::memory::Memory;
 
+/// Dynamic shared memory that a kernel has without asking, and with: an H100's.
+const SHARED_BYTES: u32 = 48 << 10;
+pub const MAX_SHARED_BYTES: u32 = 227 << 10;
+
 /// A kernel, by name.
 pub struct Function {
     pub name: String,
@@ -18,7 +22,7 @@ impl Function {
     pub fn named(name: &str, candles: bool) -> Option<Self> {
         let signature =
             if candles { candle::signature(name) } else { host_kernels::signature(name).map(str::to_owned) };
-        Some(Self { name: name.to_owned(), candles, signature: signature?, shared_bytes: 48 << 10 })
+        Some(Self { name: name.to_owned(), candles, signature: signature?, shared_bytes: SHARED_BYTES })
     }
 }
 

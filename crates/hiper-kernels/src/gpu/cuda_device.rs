@@ -62,10 +62,14 @@ fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
 
 /// What a card runs.
 pub(crate) fn chip(context: &CudaContext) -> Result<Chip> {
-    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-    let multiprocessors = context.attribute(attribute).w()? as usize;
+    let attribute = |attribute| Ok::<_, candle_core::Error>(context.attribute(attribute).w()? as usize);
     let wanted = SM90A.load(Ordering::Relaxed);
-    Ok(Chip { multiprocessors, clusters: 0, sm90a: wanted && context.compute_capability().w()? == (9, 0) })
+    Ok(Chip {
+        multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        clusters: 0,
+        shared_bytes: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        sm90a: wanted && context.compute_capability().w()? == (9, 0),
+    })
 }
 
 pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {

@@ -73,6 +73,8 @@ pub(crate) struct Chip {
     pub multiprocessors: usize,
     /// How many clusters of four blocks, each alone on a multiprocessor: these are in groups, which are no multiples of four.
     pub clusters: usize,
+    /// Dynamic shared memory that a block may ask for.
+    pub shared_bytes: usize,
     /// Whether it runs what is compiled for 9.0a: Hopper, and nothing before or after it.
     pub sm90a: bool,
 }
@@ -80,12 +82,17 @@ pub(crate) struct Chip {
 impl Chip {
     /// What tests on a CPU launch for.
     #[cfg(any(test, feature = "host-kernels"))]
-    pub(crate) const H100: Self = Self { multiprocessors: 132, clusters: 32, sm90a: true };
+    pub(crate) const H100: Self =
+        Self { multiprocessors: 132, clusters: 32, shared_bytes: 227 * 1024, sm90a: true };
+    /// Ada Lovelace, 8.9: blocks have less shared memory than those of 8.0, as on 8.6 and 12.0.
+    #[cfg(test)]
+    pub(crate) const RTX4090: Self =
+        Self { multiprocessors: 128, clusters: 0, shared_bytes: 99 * 1024, sm90a: false };
     /// For which the largest blocks are best even for small products: those of Hopper, and those that Ampere has too.
     #[cfg(test)]
     pub(crate) const SINGLE: [Self; 2] = [
-        Self { multiprocessors: 1, clusters: 0, sm90a: true },
-        Self { multiprocessors: 1, clusters: 0, sm90a: false },
+        Self { multiprocessors: 1, clusters: 0, shared_bytes: 227 * 1024, sm90a: true },
+        Self { multiprocessors: 1, clusters: 0, shared_bytes: 163 * 1024, sm90a: false },
     ];
 
     /// How many blocks run beside each other in clusters of `size`: 1, 2 or 4.

@@ -10,6 +10,7 @@ use std::ffi::{c_char, c_int, c_uint};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::state::{Result, State, Status};
+use crate::work::MAX_SHARED_BYTES;
 
 /// What handles that nobody looks into are.
 const SOMETHING: u64 = 0x10;
@@ -63,7 +64,8 @@ pub extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, _de
         16 => give(value, 132), // multiprocessors, an H100's
         75 => give(value, 9),   // compute capability
         76 => give(value, 0),
-        115 => give(value, 1), // memory pools
+        97 => give(value, MAX_SHARED_BYTES as c_int), // of a block that asks
+        115 => give(value, 1),                        // memory pools
         _ => Err(Status::INVALID_VALUE),
     })
 }

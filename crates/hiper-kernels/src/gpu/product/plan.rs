@@ -157,7 +157,7 @@ impl<'a> Work<'a> {
         self.plans(chip, in_eights).into_iter().min_by_key(|&plan| self.clocks(chip, plan))
     }
 
-    /// All that compute it.
+    /// All that compute it on blocks that the chip has.
     pub(super) fn plans(&self, chip: Chip, in_eights: bool) -> Vec<Plan> {
         let Geometry { inputs, .. } = *self.geometry;
         let (_, _, n, channels) = self.sides();
@@ -169,6 +169,8 @@ impl<'a> Work<'a> {
             (false, true) => &TILES,
             (false, false) => &[PLAIN],
         };
+        let fits = |tile: &&Tile| tile.shared_bytes[self.direction as usize] <= chip.shared_bytes;
+        let tiles: Vec<Tile> = tiles.iter().filter(fits).copied().collect();
         let steps = self.steps();
         let splits =
             (1..=MAX_SPLITS).filter(|&splits| splits == 1 || self.splits && steps >= splits * MIN_STEPS);

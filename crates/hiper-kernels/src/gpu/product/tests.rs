@@ -100,6 +100,28 @@ fn products_of_a_step_are_predicted() {
     assert_eq!(predicted(8, true), ["8.7", "8.3"]);
 }
 
+/// Not all cards have the shared memory that the largest tiles ask for.
+#[test]
+fn a_card_plans_what_fits_into_its_shared_memory() {
+    let sizes = |chip: Chip| {
+        let mut sizes = Vec::new();
+        for (geometry, direction) in layers_of_sd15()
+            .iter()
+            .flat_map(|layer| [(layer, Direction::Forward), (layer, Direction::Gradient)])
+        {
+            for dtype in [DType::F16, DType::BF16, DType::F32] {
+                let work = Work::new(direction, geometry, dtype, false);
+                let plans = work.plans(chip, true);
+                assert!(!plans.is_empty(), "{work:?}");
+                sizes.extend(plans.into_iter().map(|plan| work.launch(plan).shared_bytes));
+            }
+        }
+        sizes
+    };
+    assert!(sizes(Chip::H100).into_iter().any(|bytes| bytes > Chip::RTX4090.shared_bytes));
+    assert!(sizes(Chip::RTX4090).into_iter().all(|bytes| bytes <= Chip::RTX4090.shared_bytes));
+}
+
 /// The kernels that nobody chose, too: of small layers, or of a UNet's with a line for each, how long it took and how long was
 /// predicted.
 #[test]
