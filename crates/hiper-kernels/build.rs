@@ -1,6 +1,8 @@
 //! With the feature `cuda`: compiles `kernels/*.cu` to fatbins and lists them in a Rust file, and makes programs link without
 //! CUDA's libraries.
 
+mod nvcc;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,17 +19,22 @@ const HOPPER: &[&str] = &["arch=compute_90a,code=sm_90a"];
 const LIBRARIES: [&str; 6] = ["cuda", "cublas", "cublasLt", "cudart", "curand", "nvrtc"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=build.rs");
+    for source in ["build.rs", "nvcc.rs"] {
+        println!("cargo:rerun-if-changed={source}");
+    }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
     for variable in ["NVCC", "CUDA_HOME", "PATH"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let nvcc = nvcc()?;
+    let nvcc = find_nvcc()?;
+    let nvcc::Release([major, minor, _]) = nvcc::release(&nvcc)?;
     let folder = |name| std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
     let (kernels, out) = (folder("CARGO_MANIFEST_DIR")?.join("../../kernels"), folder("OUT_DIR")?);
-    let mut list = String::from("pub(super) const FATBINS: &[(&str, &[u8])] = &[\n");
+    let mut list = format!(
+        "pub(super) const TOOLKIT: i32 = {major}{minor:02}0;\npub(super) const FATBINS: &[(&str, &[u8])] = &[\n"
+    );
     let mut sources = Vec::new();
     for entry in std::fs::read_dir(&kernels)? {
         let path = entry?.path();
@@ -60,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// `$NVCC`, or `nvcc` on the path, or of `$CUDA_HOME`.
-fn nvcc() -> Result<PathBuf, Box<dyn Error>> {
+fn find_nvcc() -> Result<PathBuf, Box<dyn Error>> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(nvcc) = variable("NVCC") {
         return Ok(nvcc.into());

@@ -54,10 +54,11 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{}", aligned(&HEADING.map(String::from), &rows));
     let fresh = compiled.iter().filter(|file| file.fresh).count();
     eprintln!(
-        "{} kernels in {}; {fresh} of {} files compiled",
+        "{} kernels in {}; {fresh} of {} files compiled by {}",
         rows.len(),
         compiler.out.display(),
-        compiled.len()
+        compiled.len(),
+        compiler.nvcc.display()
     );
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));

@@ -4,7 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
+
+#[path = "../../../crates/hiper-kernels/nvcc.rs"]
+mod release;
+
+use release::release;
 
 /// Parts of one toolkit. All are pinned: a part of another release speaks another PTX.
 const WHEELS: [&str; 5] = [
@@ -19,19 +24,17 @@ const NVCC: &str = "nvidia/cu13/bin/nvcc";
 const REMEDY: &str =
     "hint: install python3 with its venv module (Debian: python3-venv), or set NVCC to a CUDA compiler";
 
-/// `$NVCC`, one on the `PATH`, or one in `venv`, which is made unless `offline`.
+/// `$NVCC`, one on the `PATH` that is new enough, or one in `venv`, which is made unless `offline`.
 ///
 /// # Errors
-/// When there is none, with what to do.
+/// When there is none, or `$NVCC` is too old, with what to do.
 pub fn nvcc(venv: &Path, offline: bool) -> Result<PathBuf> {
     if let Some(nvcc) = std::env::var_os("NVCC").filter(|path| !path.is_empty()) {
         let nvcc = PathBuf::from(nvcc);
-        if !answers(&nvcc) {
-            bail!("NVCC is {}, which does not answer --version", nvcc.display());
-        }
+        release(&nvcc).map_err(Error::msg)?;
         return Ok(nvcc);
     }
-    if answers(Path::new("nvcc")) {
+    if release(Path::new("nvcc")).is_ok() {
         return Ok("nvcc".into());
     }
     if let Some(nvcc) = fetched(venv) {
@@ -39,7 +42,8 @@ pub fn nvcc(venv: &Path, offline: bool) -> Result<PathBuf> {
     }
     if offline {
         bail!(
-            "no nvcc is here\nhint: set NVCC, or run once without --offline, which fetches nvcc from PyPI (104 MB) to {}",
+            "no nvcc of {} or later is here\nhint: set NVCC, or run once without --offline, which fetches nvcc from PyPI (104 MB) to {}",
+            release::OLDEST,
             venv.display()
         );
     }
@@ -60,11 +64,6 @@ pub fn home(nvcc: &Path) -> Result<PathBuf> {
     home.map(Path::to_owned).with_context(|| {
         format!("{}: not in a CUDA toolkit\nhint: set NVCC to the bin/nvcc of one", nvcc.display())
     })
-}
-
-fn answers(nvcc: &Path) -> bool {
-    let said = Command::new(nvcc).arg("--version").stdin(Stdio::null()).output();
-    said.is_ok_and(|said| said.status.success())
 }
 
 /// The file that says what was installed, and that all of it was.
