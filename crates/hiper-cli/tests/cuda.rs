@@ -95,6 +95,32 @@ fn a_recorded_step_allocates_nothing_and_most_of_its_launches_come_early() {
     assert!(early * 10 > kernels * 8, "{early} of {kernels}");
 }
 
+/// The driver that stands in for a card can be an old one, or a card's that is; NVIDIA's cannot, and leaves no report.
+#[test]
+fn an_unfit_card_is_an_error_that_says_what_to_do_and_auto_takes_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.txt");
+    let on = |device: &str, [variable, value]: [&str; 2]| {
+        let line =
+            format!("generate --prompt 'a rabbit' --steps 1 --dtype f16 --output-dir out --device {device}");
+        let mut command = command(folder.path(), &words(&line));
+        run(command
+            .env(variable, value)
+            .env("STAND_IN_DRIVER_DRY", "1")
+            .env("STAND_IN_DRIVER_REPORT", &report))
+    };
+    let old = ["STAND_IN_DRIVER_CAPABILITY", "7.5"];
+    let turing = on("cuda", old);
+    if !report.exists() {
+        return;
+    }
+    assert!(turing.code != Some(0) && turing.stderr.contains("7.5"), "{}", turing.stderr);
+    let driver = on("cuda", ["STAND_IN_DRIVER_CUDA", "12040"]);
+    assert!(driver.code != Some(0) && driver.stderr.contains("580"), "{}", driver.stderr);
+    let auto = on("auto", old);
+    assert!(auto.stderr.contains("the CPU computes in f32 only"), "{}", auto.stderr);
+}
+
 #[test]
 fn a_card_that_is_not_there_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

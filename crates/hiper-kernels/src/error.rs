@@ -54,6 +54,16 @@ pub enum Error {
         /// What the system says, naming the file.
         String,
     ),
+    /// A card that does not run this build's kernels.
+    #[error("card {ordinal}: {reason}; {remedy}")]
+    Unfit {
+        /// Its number.
+        ordinal: usize,
+        /// What it lacks.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A kind of device that this build knows nothing of.
     #[error("{0} is not compiled into this build")]
     NotCompiledIn(&'static str),

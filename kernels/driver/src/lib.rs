@@ -7,6 +7,8 @@
 //! known by name. `toolkit/` stands in for nvcc, whose images say no more. Speed it does not show.
 //!
 //! - `STAND_IN_DRIVER_MEMORY`: bytes that the card has.
+//! - `STAND_IN_DRIVER_CAPABILITY`: its compute capability, 9.0 if it is not said; `STAND_IN_DRIVER_CUDA`: the newest CUDA that the
+//!   driver knows, as 13000 is 13.0.
 //! - `STAND_IN_DRIVER_DRY`: kernels are counted and not run, but for the optimiser's and copies, for networks that a CPU would need
 //!   days for.
 //! - `STAND_IN_DRIVER_REPORT`: a file that is told, when the program ends, what was launched and how much memory was used.
@@ -21,6 +23,7 @@
 
 mod api;
 mod candle;
+mod card;
 mod memory;
 mod report;
 mod state;

@@ -6,6 +6,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use crate::card::Card;
 use crate::memory::{Memory, Owner};
 use crate::report::Report;
 use crate::work::{Function, Work};
@@ -45,6 +46,7 @@ struct Capture {
 const MOST_WAITING: usize = 256;
 
 pub struct State {
+    pub card: Card,
     pub memory: Memory,
     pub report: Report,
     /// Streams are in the order in which they were given work, which is one of those that a card may choose.
@@ -66,6 +68,7 @@ impl State {
         let number = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
         let dry = std::env::var_os("STAND_IN_DRIVER_DRY").is_some();
         Self {
+            card: Card::new(),
             memory: Memory::new(dry),
             report: Report::default(),
             waiting: VecDeque::new(),

@@ -3,9 +3,8 @@
 use crate::candle;
 use crate::memory::Memory;
 
-/// Dynamic shared memory that a kernel has without asking, and with: an H100's.
+/// Dynamic shared memory that a kernel has without asking.
 const SHARED_BYTES: u32 = 48 << 10;
-pub const MAX_SHARED_BYTES: u32 = 227 << 10;
 
 /// A kernel, by name.
 pub struct Function {

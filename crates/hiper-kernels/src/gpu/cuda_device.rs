@@ -4,21 +4,25 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
+    cuDriverGetVersion,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::{WrapErr, kernels};
 use candle_core::{CudaDevice, Device, Result};
 
+use super::super::requirements::{self, Build, Found};
 use super::super::{Chip, SM90A, times};
-use super::arena;
+use super::{arena, fatbins};
 use crate::Error;
 
 /// Opens a card for candle and the operators here: on a stream of its own, so that a step can be captured as a graph.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
     super::driver::open()?;
+    let build = Build { toolkit: fatbins::TOOLKIT, candles: kernels::FILL.ptx() };
+    requirements::check(&found(ordinal)?, &build)?;
     let device = Device::new_cuda_with_stream(ordinal)?;
     if let Device::Cuda(cuda) = &device {
         // SAFETY: everything runs on the device's only stream, in the order in which it was launched: there is nothing that
@@ -32,11 +36,33 @@ pub(crate) fn device(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
+/// What the driver says of a card and itself.
+fn found(ordinal: usize) -> Result<Found> {
+    result::init().w()?;
+    let mut driver = 0;
+    // SAFETY: the number has its place.
+    #[allow(unsafe_code)]
+    unsafe { cuDriverGetVersion(&raw mut driver) }.result().w()?;
+    let device = result::device::get(ordinal.try_into().unwrap_or(i32::MAX)).w()?;
+    // SAFETY: the driver gave this device.
+    #[allow(unsafe_code)]
+    let attribute = |attribute| unsafe { result::device::get_attribute(device, attribute) }.w();
+    Ok(Found {
+        ordinal,
+        capability: [
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ],
+        driver,
+        has_pools: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? > 0,
+    })
+}
+
 /// Lets the driver keep freed memory for the next step, which would otherwise go back to the system whenever the host waits.
 fn keep_freed_memory(context: &CudaContext) -> Result<()> {
     let mut threshold = u64::MAX;
     let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    let Some(pool) = pool(context)? else { return Ok(()) };
+    let pool = pool(context)?;
     // SAFETY: the pool is the device's own; this attribute's value is a 64-bit number, which is read before the call returns.
     #[allow(unsafe_code)]
     unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }.w()
@@ -44,20 +70,17 @@ fn keep_freed_memory(context: &CudaContext) -> Result<()> {
 
 /// Gives back what is kept and not in use.
 fn return_freed_memory(context: &CudaContext) -> Result<()> {
-    let Some(pool) = pool(context)? else { return Ok(()) };
+    let pool = pool(context)?;
     // SAFETY: the pool is the device's own.
     #[allow(unsafe_code)]
     unsafe { result::mem_pool::trim_to(pool, 0) }.w()
 }
 
-/// What the device's memory comes from, if it has such a thing.
-fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
-    if !context.has_async_alloc() {
-        return Ok(None);
-    }
+/// What the device's memory comes from.
+fn pool(context: &CudaContext) -> Result<CUmemoryPool> {
     // SAFETY: the device is the context's own.
     #[allow(unsafe_code)]
-    unsafe { result::device::get_mem_pool(context.cu_device()) }.w().map(Some)
+    unsafe { result::device::get_mem_pool(context.cu_device()) }.w()
 }
 
 /// What a card runs.

@@ -115,7 +115,7 @@ macro_rules! nothing {
 // What candle and this crate can reach, as `nm` shows: a name that is missing here is an undefined symbol of the linker's.
 driver! {
     cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute
-    cuDeviceGetMemPool cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain cuEventCreate cuEventDestroy_v2
+    cuDeviceGetMemPool cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain cuDriverGetVersion cuEventCreate cuEventDestroy_v2
     cuEventElapsedTime_v2
     cuEventRecord cuEventSynchronize cuFuncSetAttribute cuGetErrorName cuGetErrorString cuGraphDestroy
     cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch cuGraphNodeGetType cuInit cuLaunchKernel

@@ -16,6 +16,8 @@ mod cuda;
 pub(crate) mod host;
 pub(crate) mod product;
 mod replay;
+#[cfg(any(test, feature = "cuda"))]
+mod requirements;
 #[cfg(any(test, feature = "host-kernels"))]
 pub(crate) mod test_card;
 mod times;
@@ -42,7 +44,8 @@ use crate::Error;
 /// The NVIDIA card number `ordinal`, for tensors and frozen networks.
 ///
 /// # Errors
-/// When there is no such card, or this build knows nothing of cards (feature `cuda`).
+/// When there is no such card, it or its driver does not run this build's kernels, or this build knows nothing of cards (feature
+/// `cuda`).
 pub fn cuda_device(ordinal: usize) -> Result<candle_core::Device> {
     cuda::device(ordinal)
 }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use super::{give, with};
 use crate::state::{Result, State, Status};
-use crate::work::{self, Function, Launch, MAX_SHARED_BYTES, Work};
+use crate::work::{self, Function, Launch, Work};
 
 /// What candle's modules are compiled from.
 const CANDLES: [&CStr; 11] = [
@@ -63,7 +63,7 @@ pub extern "C" fn cuModuleGetFunction(
 pub extern "C" fn cuFuncSetAttribute(function: *mut Function, attribute: c_uint, value: c_int) -> c_uint {
     with(|state| match (attribute, u32::try_from(value)) {
         // The most dynamic shared memory.
-        (8, Ok(bytes)) if bytes <= MAX_SHARED_BYTES => {
+        (8, Ok(bytes)) if bytes <= state.card.shared_bytes => {
             unsafe { (*function).shared_bytes = bytes };
             Ok(())
         }

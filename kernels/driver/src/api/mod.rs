@@ -10,7 +10,6 @@ use std::ffi::{c_char, c_int, c_uint};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::state::{Result, State, Status};
-use crate::work::MAX_SHARED_BYTES;
 
 /// What handles that nobody looks into are.
 const SOMETHING: u64 = 0x10;
@@ -54,18 +53,23 @@ pub extern "C" fn cuInit(_flags: c_uint) -> c_uint {
 }
 
 #[unsafe(no_mangle)]
+pub extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_uint {
+    with(|state| give(version, state.card.driver))
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> c_uint {
     with(|_| if ordinal == 0 { give(device, 0) } else { Err(Status::INVALID_DEVICE) })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, _device: c_int) -> c_uint {
-    with(|_| match attribute {
-        16 => give(value, 132), // multiprocessors, an H100's
-        75 => give(value, 9),   // compute capability
-        76 => give(value, 0),
-        97 => give(value, MAX_SHARED_BYTES as c_int), // of a block that asks
-        115 => give(value, 1),                        // memory pools
+    with(|state| match attribute {
+        16 => give(value, 132),                      // multiprocessors, an H100's
+        75 => give(value, state.card.capability[0]), // compute capability
+        76 => give(value, state.card.capability[1]),
+        97 => give(value, state.card.shared_bytes as c_int), // of a block that asks
+        115 => give(value, 1),                               // memory pools
         _ => Err(Status::INVALID_VALUE),
     })
 }
