@@ -281,6 +281,12 @@ void report_finding() {
     if (block && block->running && cluster.error.empty()) describe("a sanitizer found what is printed above", 0);
 }
 
+const Kernel* find(const char* name) {
+    const Kernel* kernel = kernels;
+    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    return kernel;
+}
+
 }  // namespace host
 
 using namespace host;
@@ -288,8 +294,7 @@ using namespace host;
 // The kernel, or null with a reason in host_last_error() why it cannot be launched so.
 extern "C" const Kernel* host_launchable(const char* name, uint3 grid, uint3 size, unsigned shared_bytes, unsigned cluster_size) {
     auto refuse = [&](const char* why) { return cluster.error = std::string(name) + ": " + why, nullptr; };
-    const Kernel* kernel = kernels;
-    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    const Kernel* kernel = find(name);
     if (!kernel) return refuse("no such kernel");
     unsigned threads = size.x * size.y * size.z;
     if (threads == 0 || threads > MAX_THREADS) return refuse("a block has 1 to 1024 threads");
@@ -343,10 +348,14 @@ extern "C" const char* host_last_error() { return cluster.error.c_str(); }
 
 // A letter a parameter (p pointer, i int32, u uint32, l int64, v uint64, f float, d double), or null if there is no such kernel.
 extern "C" const char* host_signature(const char* name) {
-    for (const Kernel* kernel = kernels; kernel; kernel = kernel->next) {
-        if (std::strcmp(kernel->name, name) == 0) return kernel->signature;
-    }
-    return nullptr;
+    const Kernel* kernel = find(name);
+    return kernel ? kernel->signature : nullptr;
+}
+
+// The path of a kernel's source, as it was compiled, or null if there is no such kernel.
+extern "C" const char* host_file(const char* name) {
+    const Kernel* kernel = find(name);
+    return kernel ? kernel->file : nullptr;
 }
 
 // The name of kernel `index`, in no order; null behind the last.

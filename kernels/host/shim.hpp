@@ -41,6 +41,7 @@ struct Bounds {
 
 struct Kernel {
     const char* name;
+    const char* file;                            // its source
     Bounds bounds;
     const char* signature;                       // a letter a parameter: see Letter
     void (*invoke)(const void* function, void** arguments);
@@ -82,8 +83,8 @@ template <typename... P> struct Entry {
 
 struct Registration {
     Kernel kernel;
-    template <typename... P> Registration(const char* name, Bounds bounds, void (*function)(P...))
-        : kernel{name, bounds, Entry<P...>::signature, Entry<P...>::invoke, reinterpret_cast<const void*>(function), nullptr} {
+    template <typename... P> Registration(const char* name, const char* file, Bounds bounds, void (*function)(P...))
+        : kernel{name, file, bounds, Entry<P...>::signature, Entry<P...>::invoke, reinterpret_cast<const void*>(function), nullptr} {
         register_kernel(kernel);
     }
 };
@@ -117,7 +118,8 @@ inline void check_alignment(const void* address, size_t bytes, const char* what,
 
 #define KERNEL(name, bounds, ...)                                                                \
     static void name(__VA_ARGS__);                                                               \
-    static ::host::Registration registration_of_##name(#name, ::host::Bounds bounds, name);      \
+    static ::host::Registration registration_of_##name(#name, __BASE_FILE__, ::host::Bounds bounds, \
+                                                       name);                                    \
     static void name(__VA_ARGS__)
 
 #define threadIdx (::host::place.thread)

@@ -21,6 +21,7 @@ pub use buffer::{Buffer, Number};
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
+use std::path::Path;
 
 use rayon::prelude::*;
 
@@ -150,6 +151,14 @@ pub fn signature(name: &str) -> Option<&'static str> {
     static_text(unsafe { host_signature(name.as_ptr()) })
 }
 
+/// The file of `kernels/` that has a kernel, without its extension, if there is such a kernel.
+pub fn file(name: &str) -> Option<&'static str> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name ends with a zero.
+    let path = Path::new(static_text(unsafe { host_file(name.as_ptr()) })?);
+    path.file_stem()?.to_str()
+}
+
 /// The names of all kernels, in no order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     // SAFETY: any index is allowed.
@@ -221,6 +230,7 @@ unsafe extern "C" {
     fn host_end(launch: &Blocks);
     fn host_last_error() -> *const c_char;
     fn host_signature(name: *const c_char) -> *const c_char;
+    fn host_file(name: *const c_char) -> *const c_char;
     fn host_kernel_name(index: c_uint) -> *const c_char;
     fn host_forbid(from: *const c_void, bytes: usize);
     fn host_allow(from: *const c_void, bytes: usize);

@@ -27,6 +27,7 @@ use half::{bf16, f16};
 use device::chip;
 pub(super) use device::{Recorded, device, free_memory};
 
+use super::files::file_of;
 use super::{Argument, Array, COUNTERS, Chip, Given, Gpu, Launch, Sizes, View, product, times};
 use crate::Error;
 
@@ -223,11 +224,18 @@ impl Cuda {
 
 /// The kernels of one device: modules loaded once, functions found once.
 struct Kernels {
-    modules: Vec<Arc<CudaModule>>,
+    /// By their files.
+    modules: HashMap<&'static str, Arc<CudaModule>>,
     chip: Chip,
     /// As [`Gpu::counters`] says.
     counters: CudaStorage,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    functions: Mutex<HashMap<String, Kernel>>,
+}
+
+/// A function, and the dynamic shared memory that it may have by now.
+struct Kernel {
+    function: CudaFunction,
+    shared_bytes: usize,
 }
 
 impl Kernels {
@@ -238,8 +246,9 @@ impl Kernels {
             return Ok(kernels.clone());
         }
         let stream = device.cuda_stream();
-        let load = |&(file, fatbin): &(&str, &[u8])| {
-            stream.context().load_module(Ptx::from_binary(fatbin.to_vec())).map_err(|error| {
+        let load = |&(file, fatbin): &(&'static str, &[u8])| {
+            let module = stream.context().load_module(Ptx::from_binary(fatbin.to_vec()));
+            module.map(|module| (file, module)).map_err(|error| {
                 let reason = format!("not loaded: {error}");
                 candle_core::Error::from(Error::Launch { kernel: file.into(), reason })
             })
@@ -263,18 +272,33 @@ impl Kernels {
 
     fn function(&self, launch: &Launch) -> Result<CudaFunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(&launch.name) {
-            return Ok(function.clone());
+        if let Some(kernel) = functions.get_mut(&launch.name) {
+            return kernel.function_for(launch, self.chip);
         }
-        let found = self.modules.iter().find_map(|module| module.load_function(&launch.name).ok());
-        let function = found.ok_or_else(|| launch.error("no such kernel for this card"))?;
-        if launch.shared_bytes > SHARED_BYTES {
-            // A kernel's shared memory is a matter of its name: it asks for the same every time.
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = launch.int(launch.shared_bytes)?;
-            function.set_attribute(attribute, bytes).map_err(|error| launch.error(error))?;
-        }
-        functions.insert(launch.name.clone(), function.clone());
+        let module = self.modules.get(file_of(&launch.name));
+        let module = module.ok_or_else(|| launch.error("no such kernel for this card"))?;
+        let function = module.load_function(&launch.name).map_err(|error| launch.error(error))?;
+        let mut kernel = Kernel { function, shared_bytes: SHARED_BYTES };
+        let function = kernel.function_for(launch, self.chip)?;
+        functions.insert(launch.name.clone(), kernel);
         Ok(function)
+    }
+}
+
+impl Kernel {
+    /// Asks for shared memory if there is need of more than any launch had before.
+    fn function_for(&mut self, launch: &Launch, chip: Chip) -> Result<CudaFunction> {
+        let wanted = launch.shared_bytes;
+        if wanted > self.shared_bytes {
+            if wanted > chip.shared_bytes {
+                let most = chip.shared_bytes;
+                return Err(launch.error(format!("a block has {most} bytes of shared memory, not {wanted}")));
+            }
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let asked = self.function.set_attribute(attribute, launch.int(wanted)?);
+            asked.map_err(|error| launch.error(error))?;
+            self.shared_bytes = wanted;
+        }
+        Ok(self.function.clone())
     }
 }

@@ -12,6 +12,8 @@ mod arena;
 mod bridge;
 #[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 mod cuda;
+#[cfg(any(test, feature = "cuda"))]
+mod files;
 #[cfg(any(test, feature = "host-kernels"))]
 pub(crate) mod host;
 pub(crate) mod product;

@@ -152,10 +152,17 @@ mod tests {
 
     #[test]
     fn matches_the_definition_on_a_card() {
-        // Groups that a block takes whole, and others: of ten channels, or too many numbers.
-        for (b, h, w, c, groups) in
-            [(1, 2, 3, 6, 3), (2, 9, 8, 64, 8), (1, 33, 40, 20, 2), (2, 5, 3, 320, 32), (1, 52, 50, 16, 2)]
-        {
+        // Groups that a block takes whole, and others: of ten channels, or too many numbers. The last are so wide that a block has
+        // to ask for shared memory, and then for more.
+        for (b, h, w, c, groups) in [
+            (1, 2, 3, 6, 3),
+            (2, 9, 8, 64, 8),
+            (1, 33, 40, 20, 2),
+            (2, 5, 3, 320, 32),
+            (1, 52, 50, 16, 2),
+            (1, 9, 3, 800, 1),
+            (1, 5, 4, 1200, 1),
+        ] {
             for activation in [None, Some(Activation::Silu)] {
                 let (weight, bias) = (normals(c, 8), normals(c, 9));
                 let tensor = |v: &[f32]| Tensor::from_slice(v, c, &Device::Cpu).unwrap();

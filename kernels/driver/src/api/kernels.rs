@@ -21,15 +21,34 @@ const CANDLES: [&CStr; 11] = [
     c"unary",
 ];
 
+/// Whose kernels a module has.
+#[derive(Debug)]
+pub enum Module {
+    Candles,
+    /// Those of a file of this project's.
+    File(String),
+    /// Of this project's, some.
+    Unknown,
+}
+
 #[unsafe(no_mangle)]
-pub extern "C" fn cuModuleLoadData(module: *mut u64, image: *const c_char) -> c_uint {
+pub extern "C" fn cuModuleLoadData(module: *mut *const Module, image: *const c_char) -> c_uint {
     with(|state| {
         state.check_no_capture("loading a module")?;
         let name = unsafe { CStr::from_ptr(image) };
+        let file = name.to_str().unwrap_or_default();
         // An empty one is candle's too: its build keeps what an earlier stand-in for nvcc left. What nvcc itself makes is text of
         // candle's kernels, which begins with a comment, and binary of this project's.
         let candles = CANDLES.contains(&name) || name.is_empty() || name.to_bytes().starts_with(b"//");
-        give(module, if candles { 1 } else { 2 })
+        // nvcc's binaries do not say here what they were made of.
+        let known = host_kernels::names().any(|kernel| host_kernels::file(kernel) == Some(file));
+        let kind = match (candles, known) {
+            (true, _) => Module::Candles,
+            (false, true) => Module::File(file.to_owned()),
+            (false, false) => Module::Unknown,
+        };
+        // Modules and functions live as long as the program.
+        give(module, Box::leak(Box::new(kind)))
     })
 }
 
@@ -46,15 +65,20 @@ pub extern "C" fn cuModuleUnload(_module: u64) -> c_uint {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuModuleGetFunction(
     function: *mut *const Function,
-    module: u64,
+    module: *const Module,
     name: *const c_char,
 ) -> c_uint {
     with(|state| {
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        let Some(found) = Function::named(&name, module == 1) else {
-            return state.refuse(Status::NOT_FOUND, &format!("no kernel {name}"));
+        let module = unsafe { &*module };
+        let here = match module {
+            Module::File(file) => host_kernels::file(&name) == Some(file),
+            _ => true,
         };
-        // Functions live as long as the program.
+        let found = Function::named(&name, matches!(module, Module::Candles)).filter(|_| here);
+        let Some(found) = found else {
+            return state.refuse(Status::NOT_FOUND, &format!("no kernel {name} in {module:?}"));
+        };
         give(function, Box::leak(Box::new(found)))
     })
 }
