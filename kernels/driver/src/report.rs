@@ -28,6 +28,11 @@ impl Report {
         self.in_use + self.recordings
     }
 
+    /// The same, and what the pool keeps of what was freed.
+    pub fn kept(&self) -> usize {
+        self.pool + self.recordings
+    }
+
     pub fn allocated(&mut self, bytes: usize) {
         self.in_use += bytes;
         self.pool = self.pool.max(self.in_use);

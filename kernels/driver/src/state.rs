@@ -230,11 +230,13 @@ impl State {
         Some(capture.works.last())
     }
 
-    /// A launch whose blocks come before the one before has ended: they must wait on the card, and have a kernel to wait for.
+    /// A launch whose blocks come before the one before has ended: they must wait on the card, and have a kernel to wait for, which
+    /// a recording alone tells whoever launches.
     pub fn check_may_begin_early(&self, stream: u64, function: &Function) -> Result {
         let why = match self.last_recorded(stream) {
             _ if function.candles => "does not wait for its turn",
-            None | Some(Some(Work::Launch(_))) => return Ok(()),
+            None => "is not recorded",
+            Some(Some(Work::Launch(_))) => return Ok(()),
             Some(_) => "follows no kernel",
         };
         self.refuse(Status::INVALID_VALUE, &format!("{} may begin early, and {why}", function.name))

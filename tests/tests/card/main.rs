@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod operators;
+mod recordings;
 
 use std::path::PathBuf;
 

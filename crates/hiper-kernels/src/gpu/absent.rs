@@ -22,7 +22,7 @@ impl Cuda {
     }
 
     #[cfg(test)]
-    pub(super) fn time(&self, _launch: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    pub(super) fn time(&self, _launch: &dyn Fn() -> Result<()>) -> Result<f64> {
         match *self {}
     }
 }

@@ -2,6 +2,8 @@
 
 #[path = "cuda_arena.rs"]
 mod arena;
+#[path = "cuda_capture.rs"]
+mod capture;
 #[path = "cuda_device.rs"]
 mod device;
 #[path = "cuda_driver.rs"]
@@ -57,15 +59,9 @@ impl Cuda {
 
     /// Microseconds of what `launch` launches.
     #[cfg(test)]
-    pub(super) fn time(&self, launch: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let mut launched = Ok(());
-        let time = launch::time(&self.stream, || {
-            if launched.is_ok() {
-                launched = launch();
-            }
-            Ok(())
-        });
-        launched.and(time.w())
+    pub(super) fn time(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
+        let recorded = Recorded::new(&self.device, &|| (0..launch::TIMES).try_for_each(|_| launch()))?;
+        Ok(recorded.time()? / launch::TIMES as f64)
     }
 
     fn alloc_of<T: CudaDType + DeviceRepr>(&self, len: usize) -> Result<CudaStorage> {

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUdevice_attribute, CUgraphInstantiate_flags, CUmemPool_attribute, CUmemoryPool, CUstreamCaptureMode,
-    cuDriverGetVersion,
+    CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, cuDriverGetVersion,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr};
 use candle_core::cuda_backend::{WrapErr, kernels};
@@ -15,6 +14,7 @@ use candle_core::{CudaDevice, Device, Result};
 
 use super::super::requirements::{self, Build, Found};
 use super::super::{Chip, SM90A, times};
+use super::capture::Capture;
 use super::{arena, fatbins};
 use crate::Error;
 
@@ -96,14 +96,19 @@ pub(crate) fn chip(context: &CudaContext) -> Result<Chip> {
 }
 
 pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {
-    Some(device.cuda_stream().context().mem_get_info().ok()?.0 as u64)
+    let stream = device.cuda_stream();
+    // What was freed counts only once it is given back.
+    stream.synchronize().ok()?;
+    return_freed_memory(stream.context()).ok()?;
+    Some(stream.context().mem_get_info().ok()?.0 as u64)
 }
 
 /// A graph of launches.
 pub(crate) struct Recorded {
     graph: CudaGraph,
     /// In which the graph's tensors lie.
-    _block: Arc<Block>,
+    #[cfg_attr(not(test), allow(dead_code, reason = "holds on to it"))]
+    block: Arc<Block>,
 }
 
 impl Recorded {
@@ -118,22 +123,25 @@ impl Recorded {
         // A recording has memory of its own.
         return_freed_memory(stream.context())?;
         let block = Block::of(&stream, measured.most())?;
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let capture = Capture::of(&stream).w()?;
         let (done, arena) = arena::within(handle, block.addresses(), computation);
-        // The capture ends whatever became of the computation.
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream.end_capture(flags).w();
         done?;
         let failed = |reason| Error::Launch { kernel: "a recording".into(), reason };
         if arena.in_use() > 0 {
             return Err(failed(format!("{} bytes that it allocated are still in use", arena.in_use())).into());
         }
-        let graph = graph?.ok_or_else(|| failed("nothing was launched".into()))?;
-        Ok(Self { graph, _block: block })
+        let graph = capture.end().w()?.ok_or_else(|| failed("nothing was launched".into()))?;
+        Ok(Self { graph, block })
     }
 
     pub(crate) fn run(&self) -> Result<()> {
         self.graph.launch().w()
+    }
+
+    /// Microseconds of a replay.
+    #[cfg(test)]
+    pub(super) fn time(&self) -> Result<f64> {
+        super::capture::time(self.block.memory.stream(), || self.graph.launch()).w()
     }
 }
 

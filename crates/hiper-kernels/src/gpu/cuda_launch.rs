@@ -2,18 +2,20 @@
 
 use std::ffi::{c_uint, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUevent_flags, CUgraphNodeType, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUgraphNodeType, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
     CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterDimension, CUlaunchConfig, CUstreamCaptureStatus,
     cuGraphNodeGetType, cuLaunchKernelEx, cuOccupancyMaxActiveClusters, cuStreamGetCaptureInfo_v3,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaStream, DriverError};
 
 use super::Sizes;
+use super::capture::{self, Capture};
 
-/// Launches a kernel of this project's behind what the stream has been given. `early`: its blocks may come to the card while the
-/// kernel before still runs, and wait there (`take_turn` in `kernels/device.cuh`), so that a launch takes no time of its own.
+/// Launches a kernel of this project's behind what the stream has been given. `early`: in a recording its blocks may come to the card
+/// while the kernel before still runs, and wait there (`take_turn` in `kernels/device.cuh`), so that a launch takes no time of its own.
 ///
 /// # Safety
 /// Each argument points to a value of the type of the kernel's parameter, and pointers among them to memory on the card as the kernel
@@ -89,21 +91,23 @@ fn config(stream: &CudaStream, sizes: Sizes, attributes: &mut [CUlaunchAttribute
     }
 }
 
-/// Microseconds of a launch, of twenty one behind the other.
+/// How often a launch is repeated to be timed.
+pub(super) const TIMES: usize = 20;
+
+/// Microseconds of a launch, of [`TIMES`] one behind the other in a graph: by itself the host takes longer to send a small kernel
+/// than the card to run it.
 pub(super) fn time(
-    stream: &CudaStream,
+    stream: &Arc<CudaStream>,
     mut launch: impl FnMut() -> Result<(), DriverError>,
 ) -> Result<f64, DriverError> {
-    const TIMES: usize = 20;
-    let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
-    let begin = event()?;
+    let capture = Capture::of(stream)?;
     (0..TIMES).try_for_each(|_| launch())?;
-    let milliseconds = begin.elapsed_ms(&event()?)?;
-    Ok(f64::from(milliseconds) * 1e3 / TIMES as f64)
+    let Some(graph) = capture.end()? else { return Ok(0.0) };
+    Ok(capture::time(stream, || graph.launch())? / TIMES as f64)
 }
 
-/// Whether a recording's last node is a kernel: nothing else has an end that blocks can wait for on the card. A stream that is not
-/// recorded sees to that itself.
+/// Whether a stream is recorded, and what comes before is a kernel: nothing else has an end that blocks can wait for on the card,
+/// and of a stream that is not recorded nobody says what it was given before.
 fn follows_a_kernel(stream: &CudaStream) -> bool {
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
@@ -126,5 +130,5 @@ fn follows_a_kernel(stream: &CudaStream) -> bool {
         })
     };
     let recorded = status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    known.is_ok() && (!recorded || kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL)
+    known.is_ok() && recorded && kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL
 }

@@ -89,7 +89,7 @@ impl TestCard {
 
     /// Microseconds of what `launch` launches.
     #[cfg(test)]
-    pub(crate) fn time(&self, launch: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    pub(crate) fn time(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
         self.card.time(launch)
     }
 

@@ -26,8 +26,8 @@ thread_local! {
     static MEASURING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on, measures each kernel of this project's when a card is given something to record: it repeats every launch twenty
-/// times, one behind the other, so weights and pictures that fit into a cache are read from there. What is recorded then stays the
+/// From now on, measures each kernel of this project's when a card is given something to record: it repeats every launch
+/// twenty times, one behind the other in a graph, so weights and pictures that fit into a cache are read from there. What is recorded then stays the
 /// same.
 ///
 /// ```

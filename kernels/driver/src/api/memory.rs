@@ -28,7 +28,7 @@ pub extern "C" fn cuMemPoolTrimTo(_pool: u64, _bytes_to_keep: usize) -> c_uint {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_uint {
     with(|state| {
-        give(free, state.size - state.report.bytes())?;
+        give(free, state.size.saturating_sub(state.report.kept()))?;
         give(total, state.size)
     })
 }

@@ -165,7 +165,7 @@ fn small_layers() -> [Geometry; 2] {
 /// Calls `with` what was computed, by which plan, and the launch.
 fn all_plans_agree(
     layers: &[Geometry],
-    with: impl Fn(&Work<'_>, Plan, &mut dyn FnMut() -> Result<()>) -> Result<()>,
+    with: impl Fn(&Work<'_>, Plan, &dyn Fn() -> Result<()>) -> Result<()>,
 ) -> Result<()> {
     for geometry in layers {
         for (direction, packed) in
@@ -180,7 +180,7 @@ fn all_plans_agree(
 
 fn plans_agree(
     work: &Work<'_>,
-    with: impl Fn(&Work<'_>, Plan, &mut dyn FnMut() -> Result<()>) -> Result<()>,
+    with: impl Fn(&Work<'_>, Plan, &dyn Fn() -> Result<()>) -> Result<()>,
 ) -> Result<()> {
     let gpu = Host::current().ok_or(Error::Device)?;
     if work.packed && !gpu.chip().sm90a {
@@ -198,7 +198,7 @@ fn plans_agree(
         let [rows, gathered] = [Rows::new(to.view(), n), Rows::new(from.view(), channels)];
         let operands = Operands::new(Some(rows), gathered, Rows::new(weight.view(), width));
         run_as(&gpu, work, plan, &operands)?;
-        with(work, plan, &mut || run_as(&gpu, work, plan, &operands))?;
+        with(work, plan, &|| run_as(&gpu, work, plan, &operands))?;
         let len = to.len;
         // Of many, some.
         let some = if len > 1 << 16 { 61 } else { 1 };
