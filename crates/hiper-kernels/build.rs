@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Ampere and Hopper as they are; what comes after compiles Hopper's text when the program starts.
+/// Ampere (and Ada) and Hopper as they are; what comes after compiles Hopper's text when the program starts.
 const CODE: &[&str] =
     &["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
 

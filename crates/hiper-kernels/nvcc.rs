@@ -35,7 +35,8 @@ impl fmt::Display for Release {
 pub fn release(nvcc: &Path) -> Result<Release, String> {
     let name = nvcc.display();
     let said = Command::new(nvcc).arg("--version").stdin(Stdio::null()).output();
-    let said = said.map_err(|error| format!("{name} does not start: {error}"))?;
+    let said =
+        said.map_err(|error| format!("{name} does not start: {error}\nhint: set NVCC to CUDA's compiler"))?;
     match Release::read(&String::from_utf8_lossy(&said.stdout)) {
         Some(release) if release >= OLDEST => Ok(release),
         Some(release) => Err(format!(
@@ -51,6 +52,23 @@ pub fn release(nvcc: &Path) -> Result<Release, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn an_nvcc_that_is_too_old_or_none_is_refused_with_a_hint() {
+        let folder = tempfile::tempdir().unwrap();
+        let nvcc = folder.path().join("nvcc");
+        let of = |said: &str| {
+            std::fs::write(&nvcc, format!("#!/bin/sh\necho '{said}'")).unwrap();
+            std::fs::set_permissions(&nvcc, std::fs::Permissions::from_mode(0o755)).unwrap();
+            release(&nvcc)
+        };
+        assert_eq!(of("Cuda compilation tools, release 13.0, V13.0.88"), Ok(OLDEST));
+        let error = of("Cuda compilation tools, release 12.9, V12.9.86").unwrap_err();
+        assert!(error.contains("12.9.86") && error.contains("hint: set NVCC"), "{error}");
+        assert!(of("gcc").unwrap_err().contains("hint"));
+        assert!(release(&folder.path().join("none")).unwrap_err().contains("does not start"));
+    }
 
     #[test]
     fn releases_are_read_and_compared() {
