@@ -2,57 +2,115 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: &str = "--loop-ms=20";
+/// Between two looks of those that do not rely on [`LOOK`], whose lines may stay in a buffer.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// That nvidia-smi has to end by itself, so that what it has to say is read.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Looks at the first card's memory until it is asked.
 pub struct CardMemory {
     before: f64,
     looking: Child,
-    /// The largest figure, MiB.
-    peak: Option<JoinHandle<f64>>,
+    threads: Vec<JoinHandle<()>>,
+    seen: Arc<Seen>,
+}
+
+/// What the looks share.
+#[derive(Default)]
+struct Seen {
+    /// The largest figure, MiB; none before the first.
+    peak: Mutex<Option<f64>>,
+    ended: AtomicBool,
 }
 
 impl CardMemory {
     /// Begins to look; none where nvidia-smi does not answer.
     pub fn watch() -> Option<Self> {
-        let used = || {
-            let mut smi = Command::new("nvidia-smi");
-            smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]);
-            smi
-        };
-        let before = String::from_utf8_lossy(&used().output().ok()?.stdout).trim().parse().ok()?;
-        let looking = used().arg(LOOK).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let before = look()?;
+        let looking = query().arg(LOOK).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut looking = looking.ok()?;
         let lines = BufReader::new(looking.stdout.take()?).lines();
-        let peak = std::thread::spawn(move || largest(lines.map_while(Result::ok)));
-        Some(Self { before, looking, peak: Some(peak) })
+        let seen = Arc::new(Seen::default());
+        let (by_lines, by_looks) = (seen.clone(), seen.clone());
+        let threads = vec![
+            std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| by_lines.see(&line))),
+            std::thread::spawn(move || by_looks.look_while_nothing_is_seen()),
+        ];
+        Some(Self { before, looking, threads, seen })
     }
 
-    /// The most that all programs had together since, without what they had before, bytes.
+    /// The most that all programs had together since, without what they had before, bytes; none if nothing was seen.
     pub fn peak(mut self) -> Option<f64> {
         self.stop();
-        let peak = self.peak.take()?.join().ok()?;
+        let peak = self.seen.peak()?;
         Some((peak - self.before).max(0.0) * 1024.0 * 1024.0)
     }
 
     fn stop(&mut self) {
+        self.seen.ended.store(true, Ordering::Relaxed);
+        let _ = Command::new("kill").args(["-TERM", &self.looking.id().to_string()]).status();
+        let asked = Instant::now();
+        while asked.elapsed() < LAST_WORDS && matches!(self.looking.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.looking.kill();
         let _ = self.looking.wait();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 
 /// Also where what was watched failed.
 impl Drop for CardMemory {
     fn drop(&mut self) {
-        self.stop();
+        if !self.threads.is_empty() {
+            self.stop();
+        }
     }
 }
 
-fn largest(lines: impl Iterator<Item = String>) -> f64 {
-    lines.filter_map(|line| line.trim().parse().ok()).fold(0.0, f64::max)
+impl Seen {
+    fn peak(&self) -> Option<f64> {
+        *self.peak.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A line that is no figure says nothing.
+    fn see(&self, line: &str) {
+        if let Ok(figure) = line.trim().parse::<f64>() {
+            let mut peak = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+            *peak = Some(peak.map_or(figure, |peak| peak.max(figure)));
+        }
+    }
+
+    /// One process a look, which is slower, but comes to its end; lines, once they come, tell of all the time before.
+    fn look_while_nothing_is_seen(&self) {
+        let mut looks: Vec<f64> = Vec::new();
+        std::thread::sleep(LOOK_AGAIN);
+        while self.peak().is_none() && !self.ended.load(Ordering::Relaxed) {
+            looks.extend(look());
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        looks.iter().for_each(|figure| self.see(&figure.to_string()));
+    }
+}
+
+fn query() -> Command {
+    let mut smi = Command::new("nvidia-smi");
+    smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]);
+    smi
+}
+
+/// MiB that all programs have now.
+fn look() -> Option<f64> {
+    String::from_utf8_lossy(&query().output().ok()?.stdout).trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -61,7 +119,10 @@ mod tests {
 
     #[test]
     fn figures_are_read_and_other_lines_are_not() {
-        let lines = ["512", " 4096 ", "[N/A]", "1024"].map(String::from);
-        assert_eq!(largest(lines.into_iter()), 4096.0);
+        let seen = Seen::default();
+        seen.see("[N/A]");
+        assert_eq!(seen.peak(), None);
+        ["512", " 4096 ", "[N/A]", "1024"].iter().for_each(|line| seen.see(line));
+        assert_eq!(seen.peak(), Some(4096.0));
     }
 }
