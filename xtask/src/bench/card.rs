@@ -2,23 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hiper_core::HiperFile;
 
-use super::contest::{find, take_turns};
+use super::contest::{Contestant, Outcome};
 use super::end_to_end::{Figures, time};
 use super::lab::{Lab, Personalize};
 use super::table::{Limits, Row, Unit};
 
 const OURS: &str = "hiper";
+const ON_CPU: &str = "hiper on the CPU";
 const EAGER: &str = "PyTorch eager";
 /// With CUDA graphs.
 const COMPILED: &str = "PyTorch compiled";
-const ALONE: &str = "one subject";
-const TOGETHER: &str = "8 subjects";
 
-/// Steps take milliseconds here: so many are measured for each of `--steps`.
-const STEPS: usize = 20;
+/// Steps that hiper takes on a card before it waits for it, and times together; peers too, so that none waits more often. The
+/// first of them warm up.
+const BLOCK: usize = 20;
+/// [`BLOCK`] for the command of a peer.
+const BLOCKS: [&str; 2] = ["--block", "20"];
 /// Of a personalisation as the paper has it.
 const LONG_RUN: usize = 1000;
 /// Steps of an edit.
@@ -29,23 +31,44 @@ const AGREEING_STEPS: usize = 50;
 const PICTURES: usize = 4;
 const SUBJECTS: usize = 8;
 
-/// Measures all, and lets `save` have what there is after each measurement: a runner may stop us.
+/// Lets the report have what there is.
+type Save<'a> = dyn Fn(&Figures) -> Result<()> + 'a;
+
+/// Measures all, ours first, and lets `save` have what there is after each process: a runner may stop us. What fails is told in the
+/// figures, and the rest measured.
 ///
 /// # Errors
-/// When a process of ours fails.
-pub fn measure(
-    lab: &Lab<'_>,
-    asked: bool,
-    report: &Path,
-    save: impl Fn(&Figures) -> Result<()>,
-) -> Result<Figures> {
-    let kernels = report.with_extension("kernels.tsv");
-    let mut bench = Bench { lab, asked, kernels, figures: Figures::default() };
+/// When figures cannot be saved.
+pub fn measure(lab: &Lab<'_>, asked: bool, report: &Path, save: &Save<'_>) -> Result<Figures> {
+    let mut bench = Bench {
+        lab,
+        asked,
+        report,
+        save,
+        figures: Figures::default(),
+        step: Outcome::new(OURS),
+        edit: Outcome::new(OURS),
+    };
     lab.draw_photo(lab.args.size)?;
-    for measurement in
-        [Bench::step, Bench::long_run, Bench::kernels, Bench::edit, Bench::together, Bench::agreement]
-    {
-        measurement(&mut bench)?;
+    if lab.python.is_none() {
+        let why = "PyTorch is left out: $PEER_PYTHON names no Python with torch, diffusers and transformers";
+        bench.figures.left_out.push(why.into());
+        eprintln!("{why}");
+    }
+    for measurement in [
+        Bench::step,
+        Bench::long_run,
+        Bench::kernels,
+        Bench::edit,
+        Bench::together,
+        Bench::agreement,
+        Bench::eager,
+        Bench::compiled,
+    ] {
+        if let Err(error) = measurement(&mut bench) {
+            eprintln!("{error:#}");
+            bench.figures.failures.push(format!("{error:#}"));
+        }
         save(&bench.figures)?;
     }
     Ok(bench.figures)
@@ -54,9 +77,13 @@ pub fn measure(
 struct Bench<'a> {
     lab: &'a Lab<'a>,
     asked: bool,
-    /// A table of a step's kernels.
-    kernels: PathBuf,
+    /// Other files are beside it.
+    report: &'a Path,
+    save: &'a Save<'a>,
     figures: Figures,
+    /// Ours, which others are measured against.
+    step: Outcome,
+    edit: Outcome,
 }
 
 impl Bench<'_> {
@@ -65,114 +92,166 @@ impl Bench<'_> {
         Personalize { size, memory: "fast", steps, threads, on_card: true }
     }
 
-    /// Steps of a process: its share, and one to warm up.
+    /// Steps of a process: its share in whole blocks, and a block to warm up.
     fn steps(&self) -> usize {
-        (STEPS * self.lab.args.steps).div_ceil(self.lab.args.rounds) + 1
+        (self.lab.args.steps.div_ceil(self.lab.args.rounds) + 1) * BLOCK
     }
 
-    /// A figure with its limit; one number was asked for, as what must be and what to aim at.
-    fn add(&mut self, row: Row, limit: Option<fn([f64; 2]) -> Limits>, most: f64) {
-        let limits = limit.filter(|_| self.asked).map(|limit| limit([most; 2]));
-        self.figures.rows.push(row.limits(limits));
+    fn add(&mut self, row: Row, limits: Option<Limits>) {
+        self.figures.rows.push(row.limits(limits.filter(|_| self.asked)));
+    }
+
+    /// All turns of a contestant, or those before it fails; saved after each.
+    fn take_turns(&mut self, what: &str, contestant: &Contestant<'_>, rounds: usize) -> Result<Outcome> {
+        let mut outcome = Outcome::new(contestant.name);
+        for round in 1..=rounds {
+            outcome.take_turn(&format!("{what}, round {round} of {rounds}"), contestant);
+            self.figures.keep(what, std::slice::from_ref(&outcome));
+            if let Some(failure) = outcome.failure.clone() {
+                let figures = &mut self.figures;
+                if contestant.peer { &mut figures.left_out } else { &mut figures.failures }.push(failure);
+            }
+            (self.save)(&self.figures)?;
+            if outcome.failure.is_some() {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn what_a_step_is(&self) -> String {
+        format!("HiPer step {}²", self.lab.args.size)
+    }
+
+    fn what_an_edit_is(&self) -> String {
+        format!("edit of {SAMPLING_STEPS} steps {}²", self.lab.args.size)
     }
 
     fn step(&mut self) -> Result<()> {
-        let (lab, size, steps) = (self.lab, self.lab.args.size, self.steps());
-        let what = format!("HiPer step {size}²");
-        let mut contestants = vec![lab.personalize(OURS, self.run(steps))];
-        contestants.extend(lab.peer(EAGER, "personalize", size, steps));
-        contestants.extend(lab.peer_with(COMPILED, "personalize", size, steps, &["--compile"]));
-        let outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
-        let Some(ours) = find(&outcomes, OURS) else { bail!("no step was measured") };
-        let (eager, compiled) = (find(&outcomes, EAGER), find(&outcomes, COMPILED));
-        self.add(time(what.clone(), ours, eager), Some(Limits::RatioAtMost), 0.5);
-        if compiled.is_some() {
-            self.add(time(what.clone(), ours, compiled), Some(Limits::RatioAtMost), 1.0);
-        }
-        self.figures.keep(&what, &outcomes);
+        let what = self.what_a_step_is();
+        let ours = self.lab.personalize(OURS, self.run(self.steps()));
+        self.step = self.take_turns(&what, &ours, self.lab.args.rounds)?;
+        self.add(time(what, &self.step, None), None);
         Ok(())
     }
 
     fn long_run(&mut self) -> Result<()> {
         let what = format!("{LONG_RUN} steps {}²", self.lab.args.size);
-        let outcomes = take_turns(&what, &[self.lab.personalize(OURS, self.run(LONG_RUN))], 1)?;
-        let [ours] = outcomes.as_slice() else { bail!("no long run was measured") };
-        let seconds = ours.runs.iter().map(|run| run.all_steps).sum();
-        self.add(Row::new(what.clone(), Unit::Seconds, seconds), Some(Limits::AtMost), 20.0);
-        self.add(Row::new(format!("{what}: start-up"), Unit::Seconds, ours.start_up()), None, 0.0);
-        match ours.card_gigabytes() {
-            Some(peak) => {
-                let row = Row::new(format!("{what}: peak memory of the card"), Unit::Gigabytes, peak);
-                self.add(row, Some(Limits::AtMost), 4.0);
-            }
-            None => eprintln!("memory of the card is left out: nvidia-smi does not tell it"),
-        }
-        self.figures.keep(&what, &outcomes);
+        let ours = self.take_turns(&what, &self.lab.personalize(OURS, self.run(LONG_RUN)), 1)?;
+        let seconds = ours.runs.first().and_then(|run| run.all_steps);
+        self.add(Row::new(&*what, Unit::Seconds, seconds), Some(Limits::AtMost([20.0, 6.0])));
+        self.add(Row::new(format!("{what}: start-up"), Unit::Seconds, ours.start_up()), None);
+        let memory = format!("{what}: peak memory of the card");
+        self.add(Row::new(memory, Unit::Gigabytes, ours.card_gigabytes()), Some(Limits::AtMost([4.0, 2.8])));
         Ok(())
     }
 
     /// Each kernel of a step by itself, and the time of all of them: what a step has beside is its launches.
     fn kernels(&mut self) -> Result<()> {
-        let what = format!("HiPer step {}²: its kernels one by one", self.lab.args.size);
-        let timed = self.lab.personalize_timed(OURS, self.run(1), &self.kernels);
-        let outcomes = take_turns(&what, &[timed], 1)?;
-        let table =
-            std::fs::read_to_string(&self.kernels).with_context(|| self.kernels.display().to_string())?;
-        let seconds = sum_of_microseconds(&table) * 1e-6;
-        self.add(Row::new(what.clone(), Unit::Seconds, seconds), None, 0.0);
-        eprintln!("wrote {}", self.kernels.display());
-        self.figures.keep(&what, &outcomes);
+        let what = format!("{}: its kernels one by one", self.what_a_step_is());
+        let path = self.beside("kernels.tsv");
+        let timed = self.lab.personalize_timed(OURS, self.run(1), &path);
+        if self.take_turns(&what, &timed, 1)?.failure.is_some() {
+            return Ok(());
+        }
+        let table = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        self.add(Row::new(what, Unit::Seconds, sum_of_microseconds(&table) * 1e-6), None);
+        eprintln!("wrote {}", path.display());
         Ok(())
     }
 
     /// Whole pictures with guidance, from the sentence to the file; the tail is the long run's.
     fn edit(&mut self) -> Result<()> {
-        let (lab, size) = (self.lab, self.lab.args.size);
-        let what = format!("edit of {SAMPLING_STEPS} steps {size}²");
-        let mut contestants = vec![lab.edit(OURS, SAMPLING_STEPS, PICTURES)];
-        contestants.extend(lab.peer(EAGER, "edit", size, PICTURES));
-        contestants.extend(lab.peer_with(COMPILED, "edit", size, PICTURES, &["--compile"]));
-        let mut outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
-        // A peer's step is a picture; ours are steps of the sampler, and pictures are files.
-        for run in outcomes.iter_mut().filter(|outcome| outcome.name == OURS).flat_map(|ours| &mut ours.runs)
-        {
+        let what = self.what_an_edit_is();
+        let ours = self.lab.edit(OURS, SAMPLING_STEPS, PICTURES);
+        self.edit = self.take_turns(&what, &ours, self.lab.args.rounds)?;
+        // Steps are the sampler's, and pictures are files.
+        for run in &mut self.edit.runs {
             run.seconds = pictures(&run.events);
         }
-        let Some(ours) = find(&outcomes, OURS) else { bail!("no edit was measured") };
-        self.add(time(what.clone(), ours, find(&outcomes, EAGER)), Some(Limits::AtMost), 2.0);
-        if let Some(compiled) = find(&outcomes, COMPILED) {
-            self.add(time(what.clone(), ours, Some(compiled)), None, 0.0);
-        }
-        self.figures.keep(&what, &outcomes);
+        self.figures.keep(&what, std::slice::from_ref(&self.edit));
+        self.add(time(what, &self.edit, None), Some(Limits::AtMost([2.0, 0.6])));
         Ok(())
     }
 
     fn together(&mut self) -> Result<()> {
-        let (lab, size, run) = (self.lab, self.lab.args.size, self.run(self.steps()));
-        let what = format!("HiPer step {size}² of {SUBJECTS} subjects, each");
-        let contestants = [lab.personalize(ALONE, run), lab.personalize_together(TOGETHER, run, SUBJECTS)?];
-        let outcomes = take_turns(&what, &contestants, lab.args.rounds)?;
-        let [alone, together] = outcomes.as_slice() else { bail!("no batch was measured") };
+        let what = format!("{} of {SUBJECTS} subjects, each", self.what_a_step_is());
+        let all = self.lab.personalize_together(OURS, self.run(self.steps()), SUBJECTS)?;
+        let all = self.take_turns(&what, &all, self.lab.args.rounds)?;
         let each = |seconds: f64| seconds / SUBJECTS as f64;
-        let row = Row::new(what.clone(), Unit::Seconds, each(together.seconds()));
-        let row = row.against(ALONE, alone.seconds(), together.ratio_to(alone).map(each));
-        self.add(row, Some(Limits::RatioAtMost), 0.6);
-        self.figures.keep(&what, &outcomes);
+        let row = Row::new(what, Unit::Seconds, all.seconds().map(each));
+        let row = row.against("one alone", self.step.seconds(), all.ratio_to(&self.step).map(each));
+        self.add(row, Some(Limits::RatioAtMost([0.6, 0.4])));
         Ok(())
     }
 
     /// The tail after some steps on the card and on the CPU, in `f32`: photo, sentence and seed are the same.
     fn agreement(&mut self) -> Result<()> {
-        let (lab, size) = (self.lab, self.lab.args.size);
-        let what = format!("tail after {AGREEING_STEPS} steps {size}², against a CPU's");
-        for on_card in [true, false] {
+        let what = format!("tail after {AGREEING_STEPS} steps {}², against a CPU's", self.lab.args.size);
+        let mut failed = false;
+        for (name, on_card) in [(OURS, true), (ON_CPU, false)] {
             let run = Personalize { on_card, ..self.run(AGREEING_STEPS) };
-            lab.personalize(OURS, run).run().with_context(|| what.clone())?;
+            failed |= self.take_turns(&what, &self.lab.personalize(name, run), 1)?.failure.is_some();
         }
-        let distance = relative_distance(&lab.tail(true), &lab.tail(false))?;
-        self.add(Row::new(what, Unit::Relative, distance), Some(Limits::AtMost), 2e-2);
+        let distance = match failed {
+            true => None,
+            false => Some(relative_distance(&self.lab.tail(true), &self.lab.tail(false))?),
+        };
+        self.add(Row::new(what, Unit::Relative, distance), Some(Limits::AtMost([2e-2; 2])));
         Ok(())
     }
+
+    fn eager(&mut self) -> Result<()> {
+        let [rounds, size] = [self.lab.args.rounds, self.lab.args.size];
+        self.step_of(EAGER, &BLOCKS, [0.5, 0.2])?;
+        let what = self.what_an_edit_is();
+        let edit = self.lab.peer(EAGER, "edit", size, PICTURES);
+        let edit = edit.map(|edit| self.peers_turns(&what, &edit, rounds)).transpose()?;
+        self.add(time(what, &self.edit, Some(&edit.unwrap_or(Outcome::new(EAGER)))), None);
+        Ok(())
+    }
+
+    fn compiled(&mut self) -> Result<()> {
+        self.step_of(COMPILED, &[BLOCKS[0], BLOCKS[1], "--compile"], [1.0, 0.6])
+    }
+
+    /// Ours beside a peer's, of which there may be none.
+    fn step_of(
+        &mut self,
+        peer: &'static str,
+        flags: &'static [&'static str],
+        limits: [f64; 2],
+    ) -> Result<()> {
+        let what = self.what_a_step_is();
+        let theirs = self.lab.peer_with(peer, "personalize", self.lab.args.size, self.steps(), flags);
+        let theirs = theirs.map(|theirs| self.peers_turns(&what, &theirs, self.lab.args.rounds));
+        let theirs = theirs.transpose()?.unwrap_or(Outcome::new(peer));
+        self.add(time(what, &self.step, Some(&theirs)), Some(Limits::RatioAtMost(limits)));
+        Ok(())
+    }
+
+    /// A peer's, and a file with its warnings.
+    fn peers_turns(&mut self, what: &str, peer: &Contestant<'_>, rounds: usize) -> Result<Outcome> {
+        let outcome = self.take_turns(what, peer, rounds)?;
+        if outcome.runs.is_empty() {
+            return Ok(outcome);
+        }
+        let said: String = outcome.runs.iter().map(|run| &*run.said).collect();
+        let path = self.beside(&format!("{}.txt", file_name(&format!("{what} {}", peer.name))));
+        std::fs::write(&path, said).with_context(|| path.display().to_string())?;
+        Ok(outcome)
+    }
+
+    /// `bench.json` becomes `bench.` and what is asked for.
+    fn beside(&self, extension: &str) -> PathBuf {
+        self.report.with_extension(extension)
+    }
+}
+
+/// Letters and digits, and hyphens between.
+fn file_name(what: &str) -> String {
+    let words = what.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
 /// `‖a − b‖ / ‖b‖` of two files' tails.
@@ -215,6 +294,11 @@ mod tests {
         };
         let (a, b) = (write("a", [[3.0, 4.5]]), write("b", [[3.0, 4.0]]));
         assert_eq!(relative_distance(&a, &b).unwrap(), 0.1);
+    }
+
+    #[test]
+    fn files_are_named_after_what_is_measured() {
+        assert_eq!(file_name("HiPer step 512² PyTorch eager"), "hiper-step-512-pytorch-eager");
     }
 
     #[test]

@@ -24,18 +24,20 @@ pub enum Events {
 /// What one process did.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Run {
-    /// Seconds of each step after the first, which warms up; of the only one, if there is one.
+    /// Seconds of each step after those that warm up: the first, or all that were timed together with it.
     pub seconds: Vec<f64>,
     /// Seconds from the command to the begin of the first step.
     pub start_up: f64,
     /// Peak resident memory, bytes (`VmHWM`).
     pub peak_bytes: f64,
-    /// Seconds from the begin of the first step to the end of the last.
-    pub all_steps: f64,
+    /// Seconds from the begin of the first step to the end of the last, if there were any.
+    pub all_steps: Option<f64>,
     /// Peak memory of a card, bytes, where one was watched.
     pub card_bytes: Option<f64>,
     /// Pages that the system gave between the ends of two steps (minor faults), from the third step on.
     pub page_faults: Vec<f64>,
+    /// What it said elsewhere than its events: hints and warnings.
+    pub said: String,
     /// Other events, as they came, and `at`: seconds from the command to then.
     pub events: Vec<Value>,
 }
@@ -52,17 +54,18 @@ impl Run {
 }
 
 /// A step as it was seen.
+#[derive(Clone, Copy)]
 struct Step {
     ended: f64,
     seconds: f64,
     faults: Option<u64>,
 }
 
-/// Runs `command` to its end.
+/// Runs `command` to its end, for which there may be no more `patience` than so much.
 ///
 /// # Errors
-/// When it cannot be started or fails; the error carries what it said.
-pub fn watch(mut command: Command, events: Events) -> Result<Run> {
+/// When it cannot be started, fails, or takes too long; the error carries what it said.
+pub fn watch(mut command: Command, events: Events, patience: Option<Duration>) -> Result<Run> {
     let what = format!("{command:?}");
     let said = tempfile::NamedTempFile::new()?;
     match events {
@@ -76,7 +79,7 @@ pub fn watch(mut command: Command, events: Events) -> Result<Run> {
         Events::Stdout => Box::new(child.stdout.take().context("no standard output")?),
         Events::Stderr => Box::new(child.stderr.take().context("no standard error")?),
     };
-    let (peak, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (peak, ended, late) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
     let mut steps = Vec::new();
     let mut others = Vec::new();
     std::thread::scope(|scope| {
@@ -84,6 +87,12 @@ pub fn watch(mut command: Command, events: Events) -> Result<Run> {
             while !ended.load(Ordering::Relaxed) {
                 let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
                 peak.fetch_max(peak_resident(&status).unwrap_or(0), Ordering::Relaxed);
+                if patience.is_some_and(|patience| started.elapsed() > patience) {
+                    late.store(true, Ordering::Relaxed);
+                    // One that has just ended cannot be.
+                    let _ = child.kill();
+                    break;
+                }
                 std::thread::sleep(LOOK);
             }
         });
@@ -106,31 +115,37 @@ pub fn watch(mut command: Command, events: Events) -> Result<Run> {
         ended.store(true, Ordering::Relaxed);
     });
     let status = child.wait()?;
+    let said = String::from_utf8_lossy(&std::fs::read(said.path())?).into_owned();
     if !status.success() {
-        let said = std::fs::read_to_string(said.path()).unwrap_or_default();
+        let why = match patience.filter(|_| late.into_inner()) {
+            Some(patience) => format!("took longer than {} s", patience.as_secs_f64()),
+            None => status.to_string(),
+        };
         let said: Vec<&str> = said.lines().rev().take(8).collect();
         let events: Vec<String> = others.iter().rev().take(2).map(Value::to_string).collect();
         bail!(
-            "{what}: {status}\n{}\n{}",
+            "{why}\n{what}\n{}\n{}",
             events.join("\n"),
             said.into_iter().rev().collect::<Vec<_>>().join("\n")
         );
     }
-    Ok(summarise(&steps, peak.into_inner(), others))
+    Ok(Run { said, ..summarise(&steps, peak.into_inner(), others) })
 }
 
 fn summarise(steps: &[Step], peak_bytes: u64, events: Vec<Value>) -> Run {
-    let warm = usize::from(steps.len() > 1);
+    // Steps that a program times together have one number, their mean. The first on a card have their recording in it.
+    let warm = steps.iter().take_while(|step| step.seconds == steps[0].seconds).count();
     let faults =
         steps.windows(2).skip(1).filter_map(|w| Some(w[1].faults?.saturating_sub(w[0].faults?) as f64));
-    let start_up = steps.first().map_or(0.0, |first| first.ended - first.seconds);
+    let start_up = steps.first().map_or(0.0, |first| first.ended - first.seconds * warm as f64);
     Run {
         seconds: steps[warm..].iter().map(|step| step.seconds).collect(),
         start_up,
         peak_bytes: peak_bytes as f64,
-        all_steps: steps.last().map_or(0.0, |last| last.ended - start_up),
+        all_steps: steps.last().map(|last| last.ended - start_up),
         card_bytes: None,
         page_faults: faults.collect(),
+        said: String::new(),
         events,
     }
 }
@@ -170,9 +185,20 @@ mod tests {
         let steps = [step(5.0, 3.0, 900), step(7.0, 2.0, 990), step(9.0, 2.5, 1000), step(11.0, 2.0, 1003)];
         let run = summarise(&steps, 7, Vec::new());
         assert_eq!(run.seconds, [2.0, 2.5, 2.0]);
-        assert_eq!((run.start_up, run.peak_bytes, run.all_steps), (2.0, 7.0, 9.0));
+        assert_eq!((run.start_up, run.peak_bytes, run.all_steps), (2.0, 7.0, Some(9.0)));
         assert_eq!(run.page_faults, [10.0, 3.0]);
-        assert_eq!(summarise(&steps[..1], 7, Vec::new()).seconds, [3.0]);
+        assert!(summarise(&steps[..1], 7, Vec::new()).seconds.is_empty());
+        assert_eq!(summarise(&[], 7, Vec::new()).all_steps, None);
+    }
+
+    #[test]
+    fn steps_that_are_timed_together_warm_up_together() {
+        // Of three steps, told at once at their end: recording took most of the first ones' time.
+        let step = |ended, seconds| Step { ended, seconds, faults: None };
+        let steps = [[step(8.0, 2.0); 3], [step(8.75, 0.25); 3]].concat();
+        let run = summarise(&steps, 0, Vec::new());
+        assert_eq!(run.seconds, [0.25; 3]);
+        assert_eq!((run.start_up, run.all_steps), (2.0, Some(6.75)));
     }
 
     #[test]
@@ -182,11 +208,15 @@ mod tests {
             command.args(["-c", script]);
             command
         };
-        let script = r#"echo '{"event":"step","seconds":0.25}'; echo noise; echo '{"event":"x"}'"#;
-        let run = watch(shell(script), Events::Stdout).unwrap();
-        assert_eq!((run.seconds, run.events.len()), (vec![0.25], 1));
+        let step = r#"echo '{"event":"step","seconds":0.5}'; echo '{"event":"step","seconds":0.25}'"#;
+        let script = format!(r#"{step}; echo noise; echo '{{"event":"x"}}'; echo hint >&2"#);
+        let run = watch(shell(&script), Events::Stdout, None).unwrap();
+        assert_eq!((run.seconds, run.events.len(), &*run.said), (vec![0.25], 1, "hint\n"));
         assert!(run.events[0]["at"].as_f64().unwrap() > 0.0);
-        let error = watch(shell("echo broken >&2; exit 3"), Events::Stdout).unwrap_err().to_string();
+        let error = watch(shell("echo broken >&2; exit 3"), Events::Stdout, None).unwrap_err().to_string();
         assert!(error.contains("broken"), "{error}");
+        let patience = Some(Duration::from_millis(50));
+        let error = watch(shell("exec sleep 60"), Events::Stdout, patience).unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
     }
 }

@@ -1,11 +1,11 @@
 //! Whole steps and passes on a checkpoint, ours and the peers' in turn.
 
 use anyhow::{Result, bail};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Group;
 use super::child::Run;
-use super::contest::{Outcome, find, json, take_turns};
+use super::contest::{Outcome, find, take_turns};
 use super::lab::{Lab, Personalize};
 use super::statistics::{drift, median};
 use super::table::{Limits, Row, Unit};
@@ -26,12 +26,19 @@ pub struct Figures {
     pub rows: Vec<Row>,
     /// Every sample, by measurement and contestant.
     pub samples: Map<String, Value>,
+    /// What of ours failed.
+    pub failures: Vec<String>,
+    /// Peers that were not measured to the end, and why.
+    pub left_out: Vec<String>,
 }
 
 impl Figures {
-    /// A measurement's samples.
+    /// A measurement's samples, in place of those of the same contestants.
     pub fn keep(&mut self, title: &str, outcomes: &[Outcome]) {
-        self.samples.insert(title.into(), json(outcomes));
+        let samples = self.samples.entry(title).or_insert_with(|| json!({}));
+        for outcome in outcomes {
+            samples[outcome.name] = outcome.json();
+        }
     }
 }
 

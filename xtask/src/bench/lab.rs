@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -90,8 +91,15 @@ impl<'a> Lab<'a> {
             command.arg("--resolution").arg(run.size.to_string());
             command
         };
-        let on_card = run.on_card;
-        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
+        let (on_card, patience) = (run.on_card, self.patience(run.on_card));
+        Contestant {
+            name,
+            command: Box::new(command),
+            events: Events::Stderr,
+            peer: false,
+            on_card,
+            patience,
+        }
     }
 
     /// The same, with a table of how long each kernel of a step takes.
@@ -142,8 +150,15 @@ impl<'a> Lab<'a> {
             command.args(["--train-steps", &run.steps.to_string(), "--resolution", &run.size.to_string()]);
             command
         };
-        let on_card = run.on_card;
-        Ok(Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card })
+        let (on_card, patience) = (run.on_card, self.patience(run.on_card));
+        Ok(Contestant {
+            name,
+            command: Box::new(command),
+            events: Events::Stderr,
+            peer: false,
+            on_card,
+            patience,
+        })
     }
 
     /// `hiper edit` with guidance, so many pictures; the tail is the last [`Lab::personalize`]'s.
@@ -157,8 +172,20 @@ impl<'a> Lab<'a> {
             command.args(["--steps", &steps.to_string(), "--images", &pictures.to_string()]);
             command
         };
-        let on_card = self.args.gpu;
-        Contestant { name, command: Box::new(command), events: Events::Stderr, peer: false, on_card }
+        let (on_card, patience) = (self.args.gpu, self.patience(self.args.gpu));
+        Contestant {
+            name,
+            command: Box::new(command),
+            events: Events::Stderr,
+            peer: false,
+            on_card,
+            patience,
+        }
+    }
+
+    /// A card's work is short, so what takes long hangs.
+    fn patience(&self, on_card: bool) -> Option<Duration> {
+        on_card.then(|| Duration::from_secs(self.args.patience))
     }
 
     fn hiper(&self, threads: usize, on_card: bool) -> Command {
@@ -182,7 +209,8 @@ impl<'a> Lab<'a> {
             command.args(["--threads", &self.args.threads().to_string()]);
             command
         };
-        Contestant { name, command: Box::new(command), events: Events::Stdout, peer: false, on_card: false }
+        let (events, command) = (Events::Stdout, Box::new(command));
+        Contestant { name, command, events, peer: false, on_card: false, patience: None }
     }
 
     /// A peer's part, if there is a Python for it.
@@ -215,11 +243,19 @@ impl<'a> Lab<'a> {
             if self.args.gpu {
                 command.args(["--device", "cuda", "--dtype", "float16"]);
             }
-            command.args(extra);
+            // Compiled, it says where it does without CUDA graphs.
+            command.args(extra).env("TORCH_LOGS", "perf_hints");
             command
         };
-        let on_card = self.args.gpu;
-        Some(Contestant { name, command: Box::new(command), events: Events::Stdout, peer: true, on_card })
+        let (on_card, patience) = (self.args.gpu, self.patience(self.args.gpu));
+        Some(Contestant {
+            name,
+            command: Box::new(command),
+            events: Events::Stdout,
+            peer: true,
+            on_card,
+            patience,
+        })
     }
 }
 

@@ -18,7 +18,7 @@ mod worker;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
@@ -60,10 +60,10 @@ pub struct Args {
     /// The same checkpoint in f16 (tools/bench/to_f16.py), for --memory lean
     #[arg(long, value_name = "DIR")]
     lean_model: Option<PathBuf>,
-    /// Steps measured of each kind, on a card twenty times as many; every process takes one more to warm up
+    /// Steps measured of each kind, on a card twenty times as many; every process takes one more, or twenty, to warm up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     steps: usize,
-    /// Turns that ours and the peers take, with a share of the steps each
+    /// Turns that ours and the peers take, with a share of the steps each; on a card all of ours come first
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     rounds: usize,
     /// Pixels of what is measured at one size
@@ -72,6 +72,9 @@ pub struct Args {
     /// Pixels of the second size
     #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = at_least_one)]
     small_size: usize,
+    /// Seconds after which a process on a card is stopped: PyTorch is left out then, ours has failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 400)]
+    patience: u64,
     /// Threads; by default one a core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
@@ -114,7 +117,8 @@ impl Args {
 /// Measures, prints tables, and writes the report.
 ///
 /// # Errors
-/// When a process of ours fails or the report cannot be written.
+/// When a process of ours fails or the report cannot be written; on a card also when a limit is missed, or what it is about could not
+/// be measured, but then after everything was measured.
 pub fn run(args: &Args) -> Result<()> {
     if let Some(part) = args.worker {
         return worker::run(part, args);
@@ -122,6 +126,11 @@ pub fn run(args: &Args) -> Result<()> {
     if args.gpu && !gpu::device(false)? {
         return Ok(());
     }
+    let runs = || folders::workspace().join("benches/runs");
+    let path = args.out.clone().unwrap_or_else(|| unused(&runs(), &machine::file_stem(args.gpu)));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Before anything is built or measured.
+    tempfile::tempfile_in(folder).with_context(|| format!("{} cannot be written", path.display()))?;
     let scratch = tempfile::tempdir()?;
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -133,18 +142,21 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let lab = Lab::new(args, &model)?;
     let asked = is_sd15(args, &model);
-    let path = args
-        .out
-        .clone()
-        .unwrap_or_else(|| unused(&lab.root.join("benches/runs"), &machine::file_stem(args.gpu)));
+    let setting = setting(&lab);
     let save = |figures: &Figures, operators: &[Value]| {
-        let rows: Vec<Value> = figures.rows.iter().map(table::Row::json).collect();
-        let results = json!({"table": rows, "operators": operators, "samples": figures.samples});
-        std::fs::write(&path, serde_json::to_string(&report(&lab, results))? + "\n")
-            .with_context(|| path.display().to_string())
+        let mut report = setting.clone();
+        let rows = figures.rows.iter().map(table::Row::json).collect();
+        report.insert("table".into(), rows);
+        report.insert("operators".into(), operators.into());
+        report.insert("samples".into(), figures.samples.clone().into());
+        if args.gpu {
+            report.insert("failures".into(), json!(figures.failures));
+            report.insert("left_out".into(), json!(figures.left_out));
+        }
+        replace(&path, &(serde_json::to_string(&report)? + "\n"))
     };
     let figures = if args.gpu {
-        card::measure(&lab, asked, &path, |figures| save(figures, &[]))?
+        card::measure(&lab, asked, &path, &|figures| save(figures, &[]))?
     } else {
         let groups = args.groups();
         let operators =
@@ -160,7 +172,30 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", table::table(&figures.rows));
     }
     eprintln!("wrote {}", path.display());
+    if args.gpu { judge(figures) } else { Ok(()) }
+}
+
+/// All that is not as asked, at the end, where it is seen.
+fn judge(figures: Figures) -> Result<()> {
+    for left_out in &figures.left_out {
+        // What happened, and the last word of the program about it.
+        let mut lines = left_out.lines();
+        let [what, why] = [lines.next(), lines.next_back()].map(Option::unwrap_or_default);
+        eprintln!("{what} {why}");
+    }
+    let unmet = figures.rows.iter().filter_map(table::Row::complaint);
+    let complaints: Vec<String> = figures.failures.into_iter().chain(unmet).collect();
+    if !complaints.is_empty() {
+        bail!("not all is as it must be:\n{}", complaints.join("\n"));
+    }
     Ok(())
+}
+
+/// Writes beside the file and moves: who is stopped while writing leaves the one before.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let part = path.with_extension("json.part");
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+    written.with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Ceilings and operators; with peers, the best product that PyTorch reaches too.
@@ -185,8 +220,8 @@ fn is_sd15(args: &Args, model: &Path) -> bool {
     shapes && (args.size, args.small_size) == (512, 256)
 }
 
-/// `results` with machine, versions, commit and command.
-fn report(lab: &Lab<'_>, results: Value) -> Value {
+/// Machine, versions, commit and command.
+fn setting(lab: &Lab<'_>) -> Map<String, Value> {
     let mut versions = Map::new();
     versions.insert("rustc".into(), json!(machine::said("rustc", &["--version"])));
     if let Some(peer) = lab.peer("versions", "versions", 0, 0) {
@@ -195,14 +230,15 @@ fn report(lab: &Lab<'_>, results: Value) -> Value {
         versions.remove("event");
         versions.remove("at");
     }
-    let mut report = json!({
-        "date": machine::said("date", &["-u", "+%FT%TZ"]), "machine": machine::describe(), "versions": versions,
-        "source": machine::commit(&lab.root), "command": command(std::env::args()), "threads": lab.args.threads(),
-    });
-    if let (Some(report), Value::Object(results)) = (report.as_object_mut(), results) {
-        report.extend(results);
-    }
-    report
+    let setting = [
+        ("date", json!(machine::said("date", &["-u", "+%FT%TZ"]))),
+        ("machine", machine::describe()),
+        ("versions", versions.into()),
+        ("source", machine::commit(&lab.root)),
+        ("command", command(std::env::args()).into()),
+        ("threads", lab.args.threads().into()),
+    ];
+    setting.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
 
 /// The command line, with the last part of each path alone.
@@ -251,6 +287,31 @@ mod tests {
     fn commands_do_not_tell_folders() {
         let args = ["/home/me/target/xtask", "bench", "--model", "/home/me/sd15", "--steps", "5"];
         assert_eq!(command(args.iter().map(|s| s.to_string())), "cargo xtask bench --model sd15 --steps 5");
+    }
+
+    #[test]
+    fn what_failed_and_what_missed_is_told_at_the_end() {
+        let row = |ours: f64, most: f64| {
+            let limits = table::Limits::AtMost([most; 2]);
+            table::Row::new("x", table::Unit::Seconds, ours).limits(Some(limits))
+        };
+        let left_out = vec!["PyTorch".to_owned()];
+        assert!(judge(Figures { rows: vec![row(1.0, 1.0)], left_out, ..Figures::default() }).is_ok());
+        let failures = vec!["hiper failed".to_owned()];
+        let figures = Figures { rows: vec![row(2.0, 1.0)], failures, ..Figures::default() };
+        let told = judge(figures).unwrap_err().to_string();
+        assert!(told.ends_with("\nhiper failed\nx: missed, must be ≤ 1.00 s"), "{told}");
+    }
+
+    #[test]
+    fn a_report_is_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        replace(&path, "1").unwrap();
+        replace(&path, "2").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "2");
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1);
+        assert!(replace(&dir.path().join("none/a.json"), "").is_err());
     }
 
     #[test]

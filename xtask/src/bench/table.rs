@@ -16,7 +16,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    fn format(self, value: f64) -> String {
+    fn format(self, value: Option<f64>) -> String {
+        let Some(value) = value else { return NOT_MEASURED.into() };
         match self {
             Self::Seconds if value < 0.1 => format!("{:.2} ms", value * 1e3),
             Self::Seconds => format!("{value:.2} s"),
@@ -27,6 +28,9 @@ impl Unit {
         }
     }
 }
+
+/// Of a figure that should be there.
+const NOT_MEASURED: &str = "not measured";
 
 /// What a row's limits are about.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,10 +50,10 @@ pub struct Row {
     pub what: String,
     /// Of both figures.
     pub unit: Unit,
-    /// Our figure.
-    pub ours: f64,
+    /// Our figure, if it could be taken.
+    pub ours: Option<f64>,
     /// Whose, and theirs.
-    pub peer: Option<(String, f64)>,
+    pub peer: Option<(String, Option<f64>)>,
     /// Ours to theirs, as the median of rounds where there are several.
     pub ratio: Option<f64>,
     /// What was asked for.
@@ -58,13 +62,18 @@ pub struct Row {
 
 impl Row {
     /// A figure alone.
-    pub fn new(what: impl Into<String>, unit: Unit, ours: f64) -> Self {
-        Self { what: what.into(), unit, ours, peer: None, ratio: None, limits: None }
+    pub fn new(what: impl Into<String>, unit: Unit, ours: impl Into<Option<f64>>) -> Self {
+        Self { what: what.into(), unit, ours: ours.into(), peer: None, ratio: None, limits: None }
     }
 
     /// Beside a peer's.
-    pub fn against(self, peer: impl Into<String>, theirs: f64, ratio: Option<f64>) -> Self {
-        Self { peer: Some((peer.into(), theirs)), ratio, ..self }
+    pub fn against(
+        self,
+        peer: impl Into<String>,
+        theirs: impl Into<Option<f64>>,
+        ratio: Option<f64>,
+    ) -> Self {
+        Self { peer: Some((peer.into(), theirs.into())), ratio, ..self }
     }
 
     /// With limits, if they apply.
@@ -72,21 +81,29 @@ impl Row {
         Self { limits, ..self }
     }
 
-    /// `aim`, `must` or `missed`; nothing where nothing was asked or there is no peer to compare with.
+    /// `aim`, `must`, `missed` or [`NOT_MEASURED`]; nothing where nothing was asked.
     pub fn verdict(&self) -> &'static str {
         let (value, [must, aim]) = match self.limits {
             None => return "",
-            Some(Limits::AtMost(limits)) => (Some(self.ours), limits),
+            Some(Limits::AtMost(limits)) => (self.ours, limits),
             Some(Limits::RatioAtMost(limits)) => (self.ratio, limits),
             // With signs changed, "at least" is "at most".
             Some(Limits::RatioAtLeast([must, aim])) => (self.ratio.map(|r| -r), [-must, -aim]),
         };
         match value {
-            None => "",
+            None => NOT_MEASURED,
             Some(value) if value <= aim => "aim",
             Some(value) if value <= must => "must",
             Some(_) => "missed",
         }
+    }
+
+    /// What is not as it must be, in words.
+    pub fn complaint(&self) -> Option<String> {
+        let verdict = self.verdict();
+        let than = self.peer.as_ref().map_or_else(String::new, |(peer, _)| format!(" against {peer}"));
+        let unmet = verdict == "missed" || verdict == NOT_MEASURED;
+        unmet.then(|| format!("{}{than}: {verdict}, must be {}", self.what, self.asked()[0]))
     }
 
     fn asked(&self) -> [String; 2] {
@@ -94,7 +111,9 @@ impl Row {
             None => Default::default(),
             Some(Limits::RatioAtMost(limits)) => limits.map(|limit| format!("≤ {limit:.2}")),
             Some(Limits::RatioAtLeast(limits)) => limits.map(|limit| format!("≥ {limit:.2}×")),
-            Some(Limits::AtMost(limits)) => limits.map(|limit| format!("≤ {}", self.unit.format(limit))),
+            Some(Limits::AtMost(limits)) => {
+                limits.map(|limit| format!("≤ {}", self.unit.format(Some(limit))))
+            }
         }
     }
 
@@ -116,6 +135,7 @@ impl Row {
     pub fn json(&self) -> Value {
         let [must, aim] = self.asked();
         let (peer, theirs) = self.peer.clone().unzip();
+        let theirs = theirs.flatten();
         json!({
             "what": self.what, "unit": format!("{:?}", self.unit).to_lowercase(), "ours": self.ours, "peer": peer,
             "theirs": theirs, "ratio": self.ratio, "must": must, "aim": aim, "verdict": self.verdict(),
@@ -161,10 +181,23 @@ mod tests {
         assert_eq!(row(Some(0.5), at_most), "aim");
         assert_eq!(row(Some(0.75), at_most), "must");
         assert_eq!(row(Some(0.76), at_most), "missed");
-        assert_eq!(row(None, at_most), "");
+        assert_eq!(row(None, at_most), "not measured");
         let at_least = Some(Limits::RatioAtLeast([1.8, 1.95]));
         assert_eq!([1.95, 1.8, 1.7].map(|r| row(Some(r), at_least)), ["aim", "must", "missed"]);
         assert_eq!(row(None, Some(Limits::AtMost([6.5, 2.0]))), "must");
+        assert_eq!(row(None, None), "");
+    }
+
+    #[test]
+    fn what_must_be_and_is_not_is_complained_of() {
+        let limits = Some(Limits::AtMost([2.0, 1.0]));
+        let complaint = |ours: Option<f64>| Row::new("x", Unit::Seconds, ours).limits(limits).complaint();
+        assert_eq!(complaint(Some(2.0)), None);
+        assert_eq!(complaint(Some(3.0)).unwrap(), "x: missed, must be ≤ 2.00 s");
+        let row = Row::new("x", Unit::Seconds, 3.0).against("p", None, None);
+        assert_eq!(row.complaint(), None);
+        let row = row.limits(Some(Limits::RatioAtMost([0.5, 0.2])));
+        assert_eq!(row.complaint().unwrap(), "x against p: not measured, must be ≤ 0.50");
     }
 
     #[test]
