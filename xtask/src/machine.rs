@@ -27,8 +27,15 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// In a bundle, which git does not know: what [`commit`] says where it is made.
+pub const SOURCE: &str = "source.json";
+
 /// `hiper`'s commit, and whether the working tree is as committed.
 pub fn commit(root: &Path) -> Value {
+    let made_of = std::fs::read_to_string(root.join(SOURCE)).ok();
+    if let Some(source) = made_of.and_then(|source| serde_json::from_str(&source).ok()) {
+        return source;
+    }
     let root = root.to_string_lossy();
     let git = |args: &[&str]| said("git", &[&["-C", &*root][..], args].concat());
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|list| !list.is_empty());
@@ -86,6 +93,14 @@ fn slug(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_knows_its_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(commit(folder.path())["commit"], Value::Null);
+        std::fs::write(folder.path().join(SOURCE), r#"{"commit": "123", "changed": false}"#).unwrap();
+        assert_eq!(commit(folder.path())["commit"], "123");
+    }
 
     #[test]
     fn a_processor_is_described() {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{Cargo, succeed, test};
-use crate::folders;
+use crate::{folders, machine};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -81,6 +81,9 @@ pub fn run(args: &Args) -> Result<()> {
         copy(&folders::workspace().join(path), &out.join(path))?;
     }
     copy(&folders::workspace().join("tools/bundle").join(RUN), &out.join(RUN))?;
+    let source = out.join(machine::SOURCE);
+    fs::write(&source, machine::commit(&folders::workspace()).to_string())
+        .with_context(|| source.display().to_string())?;
     let mut pack = Command::new("tar");
     pack.env("XZ_OPT", XZ).arg("-cJf").arg(out.join(PROGRAMS)).arg("-C").arg(stripped.path()).arg(".");
     succeed(&mut pack).context("programs are packed with tar and xz (Debian: xz-utils)")?;
