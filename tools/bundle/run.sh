@@ -112,6 +112,7 @@ leave_out() {
 }
 
 # What operators of ours err in f16 beside PyTorch's on this card, from what both printed: JSON.
+# shellcheck disable=SC2329 # It is a check.
 ratios() {
     awk -v limit=2 '
         match($0, /[0-9.]+e[-+]?[0-9]+  PyTorch [0-9.]+e[-+]?[0-9]+  /) {

@@ -193,12 +193,11 @@ impl Bench<'_> {
             let run = Personalize { on_card, ..self.run(AGREEING_STEPS) };
             failed |= self.take_turns(&what, &self.lab.personalize(name, run), 1)?.failure.is_some();
         }
-        let distance = match failed {
-            true => None,
-            false => Some(relative_distance(&self.lab.tail(true), &self.lab.tail(false))?),
-        };
-        self.add(Row::new(what, Unit::Relative, distance), Some(Limits::AtMost([2e-2; 2])));
-        Ok(())
+        let distance = (!failed).then(|| relative_distance(&self.lab.tail(true), &self.lab.tail(false)));
+        let distance = distance.transpose();
+        let row = Row::new(what, Unit::Relative, distance.as_ref().map_or(None, |distance| *distance));
+        self.add(row, Some(Limits::AtMost([2e-2; 2])));
+        distance.map(drop)
     }
 
     fn eager(&mut self) -> Result<()> {

@@ -55,7 +55,9 @@ impl CardMemory {
 
     fn stop(&mut self) {
         self.seen.ended.store(true, Ordering::Relaxed);
-        let _ = Command::new("kill").args(["-TERM", &self.looking.id().to_string()]).status();
+        // The shell has it built in; small containers have no such program.
+        let terminate = format!("kill -TERM {}", self.looking.id());
+        let _ = Command::new("sh").args(["-c", &terminate]).stderr(Stdio::null()).status();
         let asked = Instant::now();
         while asked.elapsed() < LAST_WORDS && matches!(self.looking.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));
