@@ -91,15 +91,7 @@ impl<'a> Lab<'a> {
             command.arg("--resolution").arg(run.size.to_string());
             command
         };
-        let (on_card, patience) = (run.on_card, self.patience(run.on_card));
-        Contestant {
-            name,
-            command: Box::new(command),
-            events: Events::Stderr,
-            peer: false,
-            on_card,
-            patience,
-        }
+        self.ours(name, run.on_card, command)
     }
 
     /// The same, with a table of how long each kernel of a step takes.
@@ -150,15 +142,7 @@ impl<'a> Lab<'a> {
             command.args(["--train-steps", &run.steps.to_string(), "--resolution", &run.size.to_string()]);
             command
         };
-        let (on_card, patience) = (run.on_card, self.patience(run.on_card));
-        Ok(Contestant {
-            name,
-            command: Box::new(command),
-            events: Events::Stderr,
-            peer: false,
-            on_card,
-            patience,
-        })
+        Ok(self.ours(name, run.on_card, command))
     }
 
     /// `hiper edit` with guidance, so many pictures; the tail is the last [`Lab::personalize`]'s.
@@ -172,7 +156,12 @@ impl<'a> Lab<'a> {
             command.args(["--steps", &steps.to_string(), "--images", &pictures.to_string()]);
             command
         };
-        let (on_card, patience) = (self.args.gpu, self.patience(self.args.gpu));
+        self.ours(name, self.args.gpu, command)
+    }
+
+    /// A command of hiper's.
+    fn ours(&self, name: &'static str, on_card: bool, command: impl Fn() -> Command + 'a) -> Contestant<'a> {
+        let patience = self.patience(on_card);
         Contestant {
             name,
             command: Box::new(command),

@@ -27,8 +27,8 @@ thread_local! {
 }
 
 /// From now on, measures each kernel of this project's when a card is given something to record: it repeats every launch
-/// twenty times, one behind the other in a graph, so weights and pictures that fit into a cache are read from there. What is recorded then stays the
-/// same.
+/// twenty times, one behind the other in a graph, so weights and pictures that fit into a cache are read from there. What is
+/// recorded then stays the same.
 ///
 /// ```
 /// hiper_kernels::time_kernels();
