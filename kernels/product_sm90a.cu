@@ -215,7 +215,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         int lane = threadIdx.x % 32;
         if (step > 0 && together > 1 && lane < together) arrive_at(Right::done(block, step - 1), lane);
     }
-    __syncwarp();
+    __syncwarp();  // the cluster's barrier wants whole warps
     cluster_arrive();
     warpgroup_wait<0>();
 #pragma unroll

@@ -89,6 +89,17 @@ fn activations_are_their_definitions() -> Result<(), LaunchError> {
     for_all_types!(activations)
 }
 
+/// To the left of 0 a sum of 1 and an error function would have few digits.
+#[test]
+fn small_values_of_gelu_are_as_exact_as_large_ones() -> Result<(), LaunchError> {
+    let x: Vec<f32> = (-500..=500).map(|i| i as f32 / 100.0).collect();
+    let (y, given) = (Buffer::<f32>::unwritten(x.len()), Buffer::from_slice(&x));
+    launch("gelu_f32", [1, 1, 1], &[(&y).into(), (&given).into(), Argument::from(x.len() as i64)])?;
+    let expected: Vec<f64> = values(&x).into_iter().map(gelu).collect();
+    assert_close("gelu_f32", &values(&y.to_vec()), &expected, |i| 3e-6 * expected[i].abs());
+    Ok(())
+}
+
 #[test]
 fn derivatives_are_those_of_differences() {
     const STEP: f64 = 1e-5;

@@ -58,8 +58,8 @@ pub fn measure(lab: &Lab<'_>, asked: bool, report: &Path, save: &Save<'_>) -> Re
     for measurement in [
         Bench::step,
         Bench::long_run,
-        Bench::kernels,
         Bench::edit,
+        Bench::kernels,
         Bench::together,
         Bench::agreement,
         Bench::eager,

@@ -61,7 +61,7 @@ impl Cuda {
     #[cfg(test)]
     pub(super) fn time(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
         let recorded = Recorded::new(&self.device, &|| (0..launch::TIMES).try_for_each(|_| launch()))?;
-        Ok(recorded.time()? / launch::TIMES as f64)
+        Ok(recorded.time(&self.stream)? / launch::TIMES as f64)
     }
 
     fn alloc_of<T: CudaDType + DeviceRepr>(&self, len: usize) -> Result<CudaStorage> {

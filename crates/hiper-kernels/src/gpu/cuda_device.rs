@@ -107,8 +107,7 @@ pub(crate) fn free_memory(device: &CudaDevice) -> Option<u64> {
 pub(crate) struct Recorded {
     graph: CudaGraph,
     /// In which the graph's tensors lie.
-    #[cfg_attr(not(test), allow(dead_code, reason = "holds on to it"))]
-    block: Arc<Block>,
+    _block: Arc<Block>,
 }
 
 impl Recorded {
@@ -131,17 +130,17 @@ impl Recorded {
             return Err(failed(format!("{} bytes that it allocated are still in use", arena.in_use())).into());
         }
         let graph = capture.end().w()?.ok_or_else(|| failed("nothing was launched".into()))?;
-        Ok(Self { graph, block })
+        Ok(Self { graph, _block: block })
     }
 
     pub(crate) fn run(&self) -> Result<()> {
         self.graph.launch().w()
     }
 
-    /// Microseconds of a replay.
+    /// Microseconds of a replay on its stream.
     #[cfg(test)]
-    pub(super) fn time(&self) -> Result<f64> {
-        super::capture::time(self.block.memory.stream(), || self.graph.launch()).w()
+    pub(super) fn time(&self, stream: &CudaStream) -> Result<f64> {
+        super::capture::time(stream, || self.graph.launch()).w()
     }
 }
 

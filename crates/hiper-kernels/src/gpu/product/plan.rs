@@ -169,12 +169,11 @@ impl<'a> Work<'a> {
             (false, true) => &TILES,
             (false, false) => &[PLAIN],
         };
-        let fits = |tile: &&Tile| tile.shared_bytes[self.direction as usize] <= chip.shared_bytes;
-        let tiles: Vec<Tile> = tiles.iter().filter(fits).copied().collect();
+        let tiles = tiles.iter().filter(|tile| self.shared_bytes(tile) <= chip.shared_bytes);
         let steps = self.steps();
         let splits =
             (1..=MAX_SPLITS).filter(|&splits| splits == 1 || self.splits && steps >= splits * MIN_STEPS);
-        let choices = splits.flat_map(|splits| tiles.iter().map(move |&tile| (tile, splits)));
+        let choices = splits.flat_map(|splits| tiles.clone().map(move |&tile| (tile, splits)));
         let choices = choices.filter(|&(tile, splits)| splits == 1 || self.tiles(tile) <= COUNTERS);
         let plans = choices.flat_map(|(tile, splits)| {
             let sizes = TOGETHER.iter().filter(move |&&together| self.can_be_together(chip, tile, together));
@@ -193,9 +192,13 @@ impl<'a> Work<'a> {
             name: format!("{}_{verb}_{}{}", tile.prefix, type_name(self.dtype), tile.suffix),
             grid: [self.blocks(tile), 1, self.phases() * splits],
             threads: tile.threads,
-            shared_bytes: tile.shared_bytes[self.direction as usize],
+            shared_bytes: self.shared_bytes(&tile),
             cluster: together,
         }
+    }
+
+    fn shared_bytes(&self, tile: &Tile) -> usize {
+        tile.shared_bytes[self.direction as usize]
     }
 
     /// Whether blocks with the same weights are whole clusters of so many.
