@@ -144,7 +144,7 @@ impl Tape {
     }
 
     /// An operator whose arguments' gradients are made of its result's alone.
-    fn step(
+    pub(crate) fn step(
         &mut self,
         arguments: &[&Value],
         tensor: Tensor,

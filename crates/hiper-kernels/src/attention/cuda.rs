@@ -83,11 +83,29 @@ const HEADS: [Head; 5] = [
     },
 ];
 
+impl Head {
+    /// None if no kernel has the size or the type.
+    fn of(dim: usize, dtype: DType) -> Option<&'static Self> {
+        HEADS.iter().find(|head| head.dim == dim && matches!(dtype, DType::F16 | DType::BF16))
+    }
+}
+
 /// Queries of a part, when the gradients of few keys are summed over parts of the queries: enough parts to fill a card.
 const QUERIES_PER_SPLIT: usize = 128;
 
 /// A part is a block in z, of which a grid has this many.
 const MAX_BLOCKS_IN_Z: usize = 65535;
+
+/// Where the gradients of a tail's keys and values go before their parts are [summed](sum_parts): columns of `[splits, B, N, O]`
+/// in `f32`.
+pub(crate) struct TailParts<'a, G: Gpu> {
+    pub parts: View<'a, G>,
+    pub splits: usize,
+    /// `O`.
+    pub width: usize,
+    /// Of keys and of values.
+    pub first_columns: [usize; 2],
+}
 
 /// What the backward pass needs of the forward pass.
 pub(crate) struct Saved<'a, G: Gpu> {
@@ -154,13 +172,57 @@ pub(crate) fn cross_gradients<G: Gpu>(
     let dq_rows = Rows::new(dq.view(), width);
     if let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? {
         let delta = gradient.of_queries(dq_rows)?;
-        let both = (tail > 0).then(|| gradient.of_tail(delta.view(), tail)).transpose()?;
-        return Ok((dq, both));
+        if tail == 0 {
+            return Ok((dq, None));
+        }
+        let most = MAX_BLOCKS_IN_Z / shape.batch;
+        let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(most).max(1);
+        let parts = gpu.alloc(DType::F32, splits * 2 * shape.batch * tail * width)?;
+        let to = TailParts { parts: parts.view(), splits, width: 2 * width, first_columns: [0, width] };
+        gradient.of_tail(delta.view(), tail, &to)?;
+        return Ok((dq, Some(sum_parts(gpu, parts.view(), splits, dtype)?)));
     }
     let both = gpu.alloc(dtype, 2 * shape.batch * tail.max(1) * width)?;
     let [dk, dv] = [0, width].map(|first| Rows::new(both.view().from(first), 2 * width));
     stored::input_gradients(gpu, shape, saved.qkv, grad_output, [dq_rows, dk, dv], tail)?;
     Ok((dq, (tail > 0).then_some(both)))
+}
+
+/// Whether [`cross_gradients_in_parts`] takes such heads, of so many images.
+pub(crate) fn takes_parts(head_dim: usize, dtype: DType, batch: usize, splits: usize) -> bool {
+    Head::of(head_dim, dtype).is_some() && splits * batch <= MAX_BLOCKS_IN_Z
+}
+
+/// `dq`; the gradients of the last `tail` keys and their values are left in parts.
+pub(crate) fn cross_gradients_in_parts<G: Gpu>(
+    gpu: &G,
+    shape: &AttentionShape,
+    saved: &Saved<'_, G>,
+    grad_output: View<'_, G>,
+    (tail, to): (usize, &TailParts<'_, G>),
+) -> Result<Array<G>> {
+    let Some(gradient) = Gradient::new(gpu, shape, saved, grad_output)? else {
+        candle_core::bail!("attention: no kernel leaves the gradients of such heads in parts")
+    };
+    let dq = gpu.alloc(grad_output.dtype, shape.batch * shape.queries * shape.width())?;
+    let delta = gradient.of_queries(Rows::new(dq.view(), shape.width()))?;
+    gradient.of_tail(delta.view(), tail, to)?;
+    Ok(dq)
+}
+
+/// The sum of `[splits, …]`, first to last.
+pub(crate) fn sum_parts<G: Gpu>(
+    gpu: &G,
+    parts: View<'_, G>,
+    splits: usize,
+    dtype: DType,
+) -> Result<Array<G>> {
+    let len = parts.len / splits;
+    let sums = gpu.alloc(dtype, len)?;
+    let (name, threads) = (format!("sum_splits_{}", type_name(dtype)), 256);
+    let launch = Launch { threads, ..Launch::new(name, [len.div_ceil(threads), 1, 1]) };
+    gpu.launch(&launch, &[(&sums).into(), parts.into(), len.into(), splits.into()])?;
+    Ok(sums)
 }
 
 /// The gradient's kernels, for a call that they take.
@@ -217,26 +279,18 @@ impl<'a, G: Gpu> Gradient<'a, G> {
         gpu.launch(&launch, &arguments)
     }
 
-    /// The same of the last `tail` keys, few for many queries: blocks go through parts of the queries, and the parts' sums are added
-    /// in a fixed order. `[B, tail, 2·H·D]`: a row of `dk` beside one of `dv`.
-    fn of_tail(&self, delta: View<'_, G>, tail: usize) -> Result<Array<G>> {
+    /// The same of the last `tail` keys, few for many queries: blocks go through parts of the queries.
+    fn of_tail(&self, delta: View<'_, G>, tail: usize, to: &TailParts<'_, G>) -> Result<()> {
         let Self { gpu, ref call, saved: &Saved { qkv: [q, k, v], .. }, log_sum_exp, grad_output } = *self;
         let shape = call.shape;
-        let (width, scale) = (shape.width(), shape.softmax_scale);
-        let splits = shape.queries.div_ceil(QUERIES_PER_SPLIT).min(MAX_BLOCKS_IN_Z / shape.batch).max(1);
-        let len = 2 * shape.batch * tail * width;
-        let parts = gpu.alloc(DType::F32, splits * len)?;
-        let pointers = [parts.view(), parts.view().from(width)].map(Argument::from);
+        let pointers = to.first_columns.map(|first| to.parts.from(first).into());
         let inputs = [grad_output, log_sum_exp, delta, q.view, k.view, v.view].map(Argument::from);
-        let lengths = [shape.queries, shape.keys, tail, splits].map(Argument::from);
-        let strides = [2 * width, 2 * width, width, q.stride, k.stride, v.stride].map(Argument::from);
-        let launch = call.launch_in("attention", "backward_tail", call.head.tail, tail, splits);
-        gpu.launch(&launch, &[&pointers, inputs.as_slice(), &lengths, &strides, &[scale.into()]].concat())?;
-        let sums = gpu.alloc(call.dtype, len)?;
-        let (name, threads) = (format!("sum_splits_{}", type_name(call.dtype)), 256);
-        let launch = Launch { threads, ..Launch::new(name, [len.div_ceil(threads), 1, 1]) };
-        gpu.launch(&launch, &[(&sums).into(), (&parts).into(), len.into(), splits.into()])?;
-        Ok(sums)
+        let lengths = [shape.queries, shape.keys, tail, to.splits].map(Argument::from);
+        let strides = [to.width, to.width, shape.width(), q.stride, k.stride, v.stride].map(Argument::from);
+        let launch = call.launch_in("attention", "backward_tail", call.head.tail, tail, to.splits);
+        let arguments =
+            [&pointers, inputs.as_slice(), &lengths, &strides, &[shape.softmax_scale.into()]].concat();
+        gpu.launch(&launch, &arguments)
     }
 }
 
@@ -251,9 +305,9 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// None if no kernel has the heads' size or type.
     fn new(chip: Chip, shape: &'a AttentionShape, dtype: DType) -> Option<Self> {
-        let head = HEADS.iter().find(|head| head.dim == shape.head_dim)?;
+        let head = Head::of(shape.head_dim, dtype)?;
         let kernels = head.sm90a.as_ref().filter(|_| chip.sm90a).unwrap_or(&head.warps);
-        matches!(dtype, DType::F16 | DType::BF16).then_some(Self { shape, head, kernels, dtype })
+        Some(Self { shape, head, kernels, dtype })
     }
 
     /// The same of the gradient, whose kernels know no mask.

@@ -1,8 +1,11 @@
 //! Forward and backward of a transformer on a card, layer by layer, as in `cpu.rs`. Sums ride on the product before them, those
 //! of gradients on the normalisation's; the few keys of the context get their gradients from blocks that share the queries.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 
+use super::keys_and_values::{KeysAndValues, OfBlock};
 use super::{Transformer, TransformerAttention, TransformerBlock};
 use crate::attention::cuda::{self as attention, Saved as SavedScores};
 use crate::attention::{AttentionMask, AttentionShape};
@@ -21,6 +24,8 @@ pub(super) struct Pass<'a, G: Gpu> {
     pub context: View<'a, G>,
     /// Tokens of a context.
     pub keys: usize,
+    /// What the blocks make of them, if that is known.
+    pub keys_and_values: Option<&'a Arc<KeysAndValues>>,
 }
 
 /// What the backward pass needs.
@@ -57,9 +62,9 @@ struct SavedAttention<G: Gpu> {
 }
 
 impl<G: Gpu> SavedAttention<G> {
-    fn scores(&self, width: usize) -> SavedScores<'_, G> {
+    fn scores(&self, width: usize) -> Result<SavedScores<'_, G>> {
         let log_sum_exp = self.log_sum_exp.as_ref().map(Array::view);
-        SavedScores { qkv: self.qkv.rows(width), y: self.y.view(), log_sum_exp }
+        Ok(SavedScores { qkv: self.qkv.rows(width)?, y: self.y.view(), log_sum_exp })
     }
 }
 
@@ -69,18 +74,24 @@ enum Projected<G: Gpu> {
     /// Queries, then keys beside values.
     KeysWithValues([Array<G>; 2]),
     Together(Array<G>),
+    /// Queries; keys and values are the context's.
+    OfContext(Array<G>, OfBlock),
 }
 
 impl<G: Gpu> Projected<G> {
     /// Each `width` wide.
-    fn rows(&self, width: usize) -> [Rows<'_, G>; 3] {
-        match self {
+    fn rows(&self, width: usize) -> Result<[Rows<'_, G>; 3]> {
+        Ok(match self {
             Self::Apart(qkv) => qkv.each_ref().map(|array| columns(array, 0, width, 1)),
             Self::KeysWithValues([q, kv]) => {
                 [columns(q, 0, width, 1), columns(kv, 0, width, 2), columns(kv, 1, width, 2)]
             }
             Self::Together(qkv) => [0, 1, 2].map(|part| columns(qkv, part, width, 3)),
-        }
+            Self::OfContext(q, context) => {
+                let [k, v] = context.rows()?;
+                [columns(q, 0, width, 1), k, v]
+            }
+        })
     }
 }
 
@@ -165,7 +176,7 @@ impl<G: Gpu> Pass<'_, G> {
         let attn1 = self.attend(&block.attn1, qkv, self.queries, keep)?;
         let x1 = linear::cuda::forward(gpu, &block.attn1.to_out.0, attn1.y.view(), Some(x.view()))?;
         let normed = layer_norm::cuda::forward(gpu, &block.norm2.0, x1.view())?;
-        let qkv = self.project_context(&block.attn2, normed.view())?;
+        let qkv = self.project_context(block, normed.view())?;
         let attn2 = self.attend(&block.attn2, qkv, self.keys, keep)?;
         let x2 = linear::cuda::forward(gpu, &block.attn2.to_out.0, attn2.y.view(), Some(x1.view()))?;
         Ok(Attended { x, attn1, x1, attn2, x2 })
@@ -182,10 +193,13 @@ impl<G: Gpu> Pass<'_, G> {
     }
 
     /// For cross-attention.
-    fn project_context(&self, weights: &TransformerAttention, x: View<'_, G>) -> Result<Projected<G>> {
-        let TransformerAttention { to_q, to_k, to_v, .. } = weights;
+    fn project_context(&self, block: &TransformerBlock, x: View<'_, G>) -> Result<Projected<G>> {
+        let TransformerAttention { to_q, to_k, to_v, .. } = &block.attn2;
         let project = |layer: &Linear, x| linear::cuda::forward(self.gpu, &layer.0, x, None);
         let q = project(to_q, x)?;
+        if let Some(known) = self.keys_and_values {
+            return Ok(Projected::OfContext(q, known.of_block(block)?));
+        }
         if let Some(layers) = Joined::of(&[&to_k.0, &to_v.0])? {
             return Ok(Projected::KeysWithValues([q, layers.forward(self.gpu, self.context)?]));
         }
@@ -200,7 +214,7 @@ impl<G: Gpu> Pass<'_, G> {
         keep: bool,
     ) -> Result<SavedAttention<G>> {
         let shape = self.shape(weights, keys);
-        let (y, log_sum_exp) = attention::forward(self.gpu, &shape, qkv.rows(shape.width()), keep)?;
+        let (y, log_sum_exp) = attention::forward(self.gpu, &shape, qkv.rows(shape.width())?, keep)?;
         Ok(SavedAttention { qkv, y, log_sum_exp })
     }
 
@@ -267,12 +281,8 @@ impl<G: Gpu> Pass<'_, G> {
         let d = linear::cuda::input_gradient(gpu, &block.ff_in.0, d.view(), None)?;
         let dx2 = layer_norm::cuda::input_gradient(gpu, &block.norm3.0, saved.x2.view(), d.view(), Some(dy))?;
 
-        let shape = self.shape(&block.attn2, self.keys);
-        let scores = saved.attn2.scores(shape.width());
         let d = linear::cuda::input_gradient(gpu, &block.attn2.to_out.0, dx2.view(), None)?;
-        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, d.view(), wanted.tail)?;
-        drop(d);
-        let dtail = both.map(|both| self.tail_gradient(&block.attn2, both, wanted.known)).transpose()?;
+        let (dq, dtail) = self.cross_backward(&block.attn2, &saved.attn2, d, &wanted)?;
         if !wanted.dx {
             return Ok((None, dtail));
         }
@@ -288,6 +298,28 @@ impl<G: Gpu> Pass<'_, G> {
         Ok((Some(dx), dtail))
     }
 
+    /// From the gradient of cross-attention's result to those of its queries and, unless it is left with the context's keys and
+    /// values, of the tail.
+    fn cross_backward(
+        &self,
+        weights: &TransformerAttention,
+        saved: &SavedAttention<G>,
+        dy: Array<G>,
+        wanted: &Wanted<'_, G>,
+    ) -> Result<(Array<G>, Option<Array<G>>)> {
+        let (gpu, shape, tail) = (self.gpu, self.shape(weights, self.keys), wanted.tail);
+        let scores = saved.scores(shape.width())?;
+        if let (Projected::OfContext(_, context), 1..) = (&saved.qkv, tail) {
+            let dq = context.with_parts(gpu, tail, |to| {
+                attention::cross_gradients_in_parts(gpu, &shape, &scores, dy.view(), (tail, to))
+            });
+            return Ok((dq?, None));
+        }
+        let (dq, both) = attention::cross_gradients(gpu, &shape, &scores, dy.view(), tail)?;
+        let dtail = both.map(|both| self.tail_gradient(weights, both, wanted.known)).transpose()?;
+        Ok((dq, dtail))
+    }
+
     /// From the gradient of self-attention's result to that of what it attends to.
     fn itself_backward(
         &self,
@@ -297,7 +329,7 @@ impl<G: Gpu> Pass<'_, G> {
     ) -> Result<Array<G>> {
         let (gpu, shape) = (self.gpu, self.shape(weights, self.queries));
         let TransformerAttention { to_q, to_k, to_v, .. } = weights;
-        let (scores, len) = (saved.scores(shape.width()), dy.len);
+        let (scores, len) = (saved.scores(shape.width())?, dy.len);
         let alloc = |parts: usize| gpu.alloc(dy.dtype, parts * len);
         if let Some(layers) = Joined::of(&[&to_q.0, &to_k.0, &to_v.0])? {
             let d = alloc(3)?;

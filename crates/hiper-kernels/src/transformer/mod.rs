@@ -3,6 +3,7 @@
 mod context;
 mod cpu;
 mod cuda;
+mod keys_and_values;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
 pub use context::Context;
 use cuda::Wanted;
+use keys_and_values::KeysAndValues;
 
 /// diffusers' `Transformer2DModel`: `y = x + proj_out(blocks(proj_in(norm(x)), context))`.
 ///
@@ -79,12 +81,12 @@ impl Transformer {
     /// # Errors
     /// When a shape disagrees or a tensor is not `f32`.
     pub fn forward(&self, x: &Tensor, context: &Context, memory: Memory) -> Result<Tensor> {
-        let Context { tokens, tail } = context;
+        let Context { tokens, tail, .. } = context;
         let op = self.op([x, tokens], [x.track_op(), tail.track_op()], memory)?;
         dense(x)?.apply_op3(&dense(tokens)?, tail, op)
     }
 
-    /// The same on a tape, which has the context's tail as an input.
+    /// The same on a tape, which has the context [as an input](Context::on).
     ///
     /// # Errors
     /// As [`Transformer::forward`].
@@ -97,7 +99,8 @@ impl Transformer {
     ) -> Result<Value> {
         let tokens = Value::constant(&context.tokens);
         let op = self.op([x.tensor(), tokens.tensor()], [x.is_tracked(), tail.is_tracked()], memory)?;
-        tape.apply3([x, &tokens, tail], op)
+        let keys_and_values = context.keys_and_values.clone();
+        tape.apply3([x, &tokens, tail], Op { keys_and_values, ..op })
     }
 
     /// To be applied to `[x, context]` that fit, of which the first and the second's tail may have a gradient.
@@ -105,7 +108,8 @@ impl Transformer {
         self.check(x, tokens)?;
         let keep = (track[0] || track[1]).then_some(memory);
         let transformer = self.clone();
-        Ok(Op { transformer, track, keep, saved: OnceLock::new(), kept: OnceLock::new() })
+        let (saved, kept) = (OnceLock::new(), OnceLock::new());
+        Ok(Op { transformer, track, keep, keys_and_values: None, saved, kept })
     }
 
     /// Checks every layer's shape, so that the computation itself cannot fail.
@@ -170,6 +174,8 @@ struct Op {
     track: [bool; 2],
     /// How much the forward pass keeps, if there may be a backward pass.
     keep: Option<Memory>,
+    /// On a card, if they are known: then they have the tail's gradient, too.
+    keys_and_values: Option<Arc<KeysAndValues>>,
     saved: OnceLock<cpu::Kept>,
     /// The same on a card.
     kept: OnceLock<Kept>,
@@ -220,7 +226,8 @@ impl Op {
         context_shape: &[usize],
     ) -> cuda::Pass<'a, G> {
         let (batch, queries, keys) = (shape[0], shape[1] * shape[2], context_shape[1]);
-        cuda::Pass { gpu, transformer: &self.transformer, batch, queries, context, keys }
+        let (transformer, keys_and_values) = (&self.transformer, self.keys_and_values.as_ref());
+        cuda::Pass { gpu, transformer, batch, queries, context, keys, keys_and_values }
     }
 }
 
@@ -285,7 +292,9 @@ impl AddingOp for Op {
         let tensors = [x, context, grad_output];
         if let Some(card) = Card::of(x.device())? {
             let [dx, dtail] = on_card!(card, gpu => self.backward_on(&gpu, tensors, tail, known))?;
-            return Ok([dx, None, dtail]);
+            // What is left with the keys and values is no tensor; any other says that there is a gradient.
+            let left = self.keys_and_values.as_ref().filter(|_| self.track[1]).map(|_| tail.clone());
+            return Ok([dx, None, dtail.or(left)]);
         }
         let wanted = (self.track[0], tail.dim(1)?);
         let (dx, dtail) = with_cpu_slices(tensors, |[x_data, c_data, dy]| {

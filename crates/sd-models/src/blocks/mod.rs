@@ -14,4 +14,4 @@ pub(crate) use precision::Precision;
 pub(crate) use resnet_block_2d::{ResnetBlock2D, ResnetConfig};
 pub(crate) use sampling::{Downsample2D, Upsample2D};
 pub(crate) use timesteps::TimestepEmbedding;
-pub(crate) use transformer_2d_model::{Transformer2DConfig, Transformer2DModel};
+pub(crate) use transformer_2d_model::{TextLayers, Transformer2DConfig, Transformer2DModel};

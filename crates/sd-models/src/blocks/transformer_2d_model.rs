@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use hiper_kernels::{
-    Context, Linear, Memory, Tape, Transformer, TransformerAttention, TransformerBlock, Value,
+    Context, Linear, Memory, Tape, Transformer, TransformerAttention, TransformerBlock, Value, Weight,
 };
 
 use super::{group_norm, layer_norm, linear, pointwise};
-use crate::{Result, Weights};
+use crate::{Error, Result, Weights};
 
 /// The shape of a transformer.
 #[derive(Clone, Copy)]
@@ -20,6 +21,20 @@ pub(crate) struct Transformer2DConfig {
     pub use_linear_projection: bool,
 }
 
+/// `to_k` and `to_v` of cross-attentions, in the order in which latents pass them.
+pub(crate) type TextLayers = std::vec::IntoIter<Linear>;
+
+impl Transformer2DConfig {
+    /// The weights of a transformer's [`TextLayers`].
+    pub(crate) fn text_layers(&self, weights: &Weights) -> Result<Vec<(Weight, Option<Tensor>)>> {
+        let of_block = |i: usize| {
+            let weights = weights.pp(format!("transformer_blocks.{i}.attn2"));
+            ["to_k", "to_v"].map(|name| matrix(&weights, name, [self.channels, self.cross_attention_dim]))
+        };
+        (0..self.num_layers).flat_map(of_block).collect()
+    }
+}
+
 /// Transformer blocks over the pixels of a picture, with the text as their context.
 pub(crate) struct Transformer2DModel {
     transformer: Transformer,
@@ -27,7 +42,12 @@ pub(crate) struct Transformer2DModel {
 }
 
 impl Transformer2DModel {
-    pub(crate) fn load(weights: &Weights, config: Transformer2DConfig) -> Result<Self> {
+    /// Takes its own of the `text_layers`.
+    pub(crate) fn load(
+        weights: &Weights,
+        config: Transformer2DConfig,
+        text_layers: &mut TextLayers,
+    ) -> Result<Self> {
         let c = config.channels;
         let project = |name| {
             if config.use_linear_projection {
@@ -36,39 +56,53 @@ impl Transformer2DModel {
                 pointwise(&weights.pp(name), c, c)
             }
         };
-        let block = |i| basic_transformer_block(&weights.pp(format!("transformer_blocks.{i}")), config);
+        let mut block = |i| {
+            let weights = weights.pp(format!("transformer_blocks.{i}"));
+            Ok(Arc::new(basic_transformer_block(&weights, config, text_layers)?))
+        };
         let transformer = Transformer {
             norm: group_norm(&weights.pp("norm"), c, config.groups, 1e-6, None)?,
             proj_in: project("proj_in")?,
-            blocks: (0..config.num_layers).map(|i| Ok(Arc::new(block(i)?))).collect::<Result<_>>()?,
+            blocks: (0..config.num_layers).map(&mut block).collect::<Result<_>>()?,
             proj_out: project("proj_out")?,
         };
         Ok(Self { transformer, memory: weights.memory() })
     }
 
-    /// `x [B, H, W, C]`, `context [B, T, D]` and its tail.
+    pub(crate) fn blocks(&self) -> &[Arc<TransformerBlock>] {
+        &self.transformer.blocks
+    }
+
+    /// `x [B, H, W, C]`, `context [B, T, D]` and the same on the tape.
     pub(crate) fn on(&self, tape: &mut Tape, x: &Value, context: (&Context, &Value)) -> Result<Value> {
         Ok(self.transformer.on(tape, x, context, self.memory)?)
     }
 }
 
-fn basic_transformer_block(weights: &Weights, config: Transformer2DConfig) -> Result<TransformerBlock> {
+/// Queries, keys and values have no bias in the UNet: the architecture says so, never the file.
+fn matrix(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<(Weight, Option<Tensor>)> {
+    Ok((weights.pp(name).get_matrix("weight", &shape)?, None))
+}
+
+fn basic_transformer_block(
+    weights: &Weights,
+    config: Transformer2DConfig,
+    text_layers: &mut TextLayers,
+) -> Result<TransformerBlock> {
     let c = config.channels;
     let norm = |name| layer_norm(&weights.pp(name), c, 1e-5);
-    // Queries, keys and values have no bias in the UNet: the architecture says so, never the file.
-    let matrix = |name: &str, inputs| {
-        Ok::<_, crate::Error>((weights.pp(name).get_matrix("weight", &[c, inputs])?, None))
-    };
     let attention = |name, [to_q, to_k, to_v]: [Linear; 3]| {
         let to_out = linear(&weights.pp(format!("{name}.to_out.0")), c, c)?;
-        Ok::<_, crate::Error>(TransformerAttention { to_q, to_k, to_v, to_out, num_heads: config.num_heads })
+        Ok::<_, Error>(TransformerAttention { to_q, to_k, to_v, to_out, num_heads: config.num_heads })
     };
-    let itself =
-        Linear::side_by_side([matrix("attn1.to_q", c)?, matrix("attn1.to_k", c)?, matrix("attn1.to_v", c)?])?;
-    let context = config.cross_attention_dim;
-    let [to_q] = Linear::side_by_side([matrix("attn2.to_q", c)?])?;
-    let [to_k, to_v] =
-        Linear::side_by_side([matrix("attn2.to_k", context)?, matrix("attn2.to_v", context)?])?;
+    let square = |name| matrix(weights, name, [c, c]);
+    let itself = Linear::side_by_side([square("attn1.to_q")?, square("attn1.to_k")?, square("attn1.to_v")?])?;
+    let [to_q] = Linear::side_by_side([square("attn2.to_q")?])?;
+    let mut text_layer = || {
+        let (expected, got) = ("two for each transformer block".into(), "fewer".into());
+        text_layers.next().ok_or(Error::Argument { argument: "attn2.to_k and to_v", expected, got })
+    };
+    let (to_k, to_v) = (text_layer()?, text_layer()?);
     Ok(TransformerBlock {
         norm1: norm("norm1")?,
         attn1: attention("attn1", itself)?,

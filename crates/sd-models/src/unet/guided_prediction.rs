@@ -49,8 +49,9 @@ impl<'a> GuidedPrediction<'a> {
             None => positive.clone(),
         };
         let context = Context::whole(&unet.precision.enter(&encoder_hidden_states)?);
-        let guided = Guided { unet, context, guidance_scale };
+        let mut guided = Guided { unet, context, guidance_scale };
         unet.check(&guided.input(latents)?, &[0.0], &encoder_hidden_states)?;
+        guided.context = unet.layers()?.project(&guided.context)?;
         let recorded = is_card(latents.device()).then(|| guided.record(latents)).transpose()?;
         Ok(Self { guided, recorded })
     }

@@ -1,11 +1,13 @@
 //! The layers, in the order that latents pass them.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
-use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Linear, Padding, Tape, Value};
+use hiper_kernels::{Activation, Context, Conv2d, GroupNorm, Linear, Padding, Tape, TransformerBlock, Value};
 
 use super::UNet2DConditionConfig;
-use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, Pass, UpBlock};
-use crate::blocks::{TimestepEmbedding, conv2d, group_norm};
+use super::unet_2d_blocks::{DownBlock, MidBlock, Parts, Pass, UpBlock};
+use crate::blocks::{TimestepEmbedding, Transformer2DModel, conv2d, group_norm};
 use crate::{Result, Weights};
 
 /// All that has weights.
@@ -13,6 +15,8 @@ pub(super) struct Layers {
     pub(super) time_embedding: TimestepEmbedding,
     /// Of the residual blocks, in the order in which latents pass them.
     time_emb_projs: Vec<Linear>,
+    /// Of the transformers, in the same order: what attends to the text.
+    text_blocks: Vec<Arc<TransformerBlock>>,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
@@ -26,30 +30,29 @@ impl Layers {
     pub(super) fn load(weights: &Weights, config: &UNet2DConditionConfig) -> Result<Self> {
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], config.num_levels() - 1);
-        let level = |level: usize| BlockConfig::new(config, level);
-        let down_blocks = (0..=last).map(|i| {
+        let parts = Parts::new(weights, config);
+        let mut text_layers = parts.text_layers()?;
+        let down_blocks = parts.down.iter().enumerate().map(|(i, part)| {
             let input = if i == 0 { first } else { channels[i - 1] };
-            DownBlock::load(&weights.pp(format!("down_blocks.{i}")), level(i), input, i < last)
+            DownBlock::load(part, input, i < last, &mut text_layers)
         });
-        let up_blocks = (0..=last).map(|i| {
+        let down_blocks: Vec<DownBlock> = down_blocks.collect::<Result<_>>()?;
+        let mid_block = MidBlock::load(&parts.mid, config.mid_block_scale_factor, &mut text_layers)?;
+        let up_blocks = parts.up.iter().enumerate().map(|(i, part)| {
             let at = last - i;
             let previous = channels[(at + 1).min(last)];
             let skip = channels[at.saturating_sub(1)];
-            UpBlock::load(&weights.pp(format!("up_blocks.{i}")), level(at), [previous, skip], at > 0)
+            UpBlock::load(part, [previous, skip], at > 0, &mut text_layers)
         });
-        let mut time_emb_projs = Vec::new();
-        for i in 0..=last {
-            let weights = weights.pp(format!("down_blocks.{i}"));
-            time_emb_projs.extend(level(i).time_emb_projs(&weights, level(i).num_layers)?);
-        }
-        time_emb_projs.extend(level(last).time_emb_projs(&weights.pp("mid_block"), 2)?);
-        for i in 0..=last {
-            let (weights, level) = (weights.pp(format!("up_blocks.{i}")), level(last - i));
-            time_emb_projs.extend(level.time_emb_projs(&weights, level.num_layers + 1)?);
-        }
+        let up_blocks: Vec<UpBlock> = up_blocks.collect::<Result<_>>()?;
+        let attentions = down_blocks.iter().flat_map(DownBlock::attentions);
+        let attentions = attentions.chain([mid_block.attention()]);
+        let attentions = attentions.chain(up_blocks.iter().flat_map(UpBlock::attentions));
+        let text_blocks = attentions.flat_map(Transformer2DModel::blocks).cloned().collect();
         let act = Some(Activation::Silu);
         Ok(Self {
-            time_emb_projs: Linear::all_side_by_side(time_emb_projs)?,
+            time_emb_projs: parts.time_emb_projs()?,
+            text_blocks,
             conv_in: conv2d(&weights.pp("conv_in"), config.in_channels, first, 1, Padding::same(1))?,
             time_embedding: TimestepEmbedding::load(
                 &weights.pp("time_embedding"),
@@ -57,9 +60,9 @@ impl Layers {
                 config.flip_sin_to_cos,
                 config.freq_shift,
             )?,
-            down_blocks: down_blocks.collect::<Result<_>>()?,
-            mid_block: MidBlock::load(&weights.pp("mid_block"), level(last), config.mid_block_scale_factor)?,
-            up_blocks: up_blocks.collect::<Result<_>>()?,
+            down_blocks,
+            mid_block,
+            up_blocks,
             conv_norm_out: group_norm(
                 &weights.pp("conv_norm_out"),
                 first,
@@ -69,6 +72,11 @@ impl Layers {
             )?,
             conv_out: conv2d(&weights.pp("conv_out"), first, config.out_channels, 1, Padding::same(1))?,
         })
+    }
+
+    /// The context with what can be computed of it before latents and timesteps are known.
+    pub(super) fn project(&self, context: &Context) -> Result<Context> {
+        Ok(context.project(&self.text_blocks)?)
     }
 
     /// Of `latents [B, h, w, 4]` and a row of sinusoids for each timestep: `[B, h, w, 4]`.
@@ -87,9 +95,10 @@ impl Layers {
         let temb = self.time_embedding.forward_activated(sinusoids)?;
         let time = Linear::forward_each(&self.time_emb_projs, &temb)?.into_iter();
         let mut tape = Tape::default();
-        let (latents, tail) = (tape.input(latents), tape.input(context.tail()));
+        let context = &self.project(context)?;
+        let (latents, text) = (tape.input(latents), context.on(&mut tape)?);
         let mut h = self.conv_in.on(&mut tape, &latents)?;
-        let mut pass = Pass { tape, time, context, tail, skips: vec![h.clone()] };
+        let mut pass = Pass { tape, time, context, text, skips: vec![h.clone()] };
         for block in &self.down_blocks {
             h = block.forward(&mut pass, &h)?;
         }

@@ -3,11 +3,12 @@
 //! A block with cross-attention and its plain sibling are one type here: the plain one has no transformers.
 
 use candle_core::Tensor;
-use hiper_kernels::{Context, Padding, Tape, Value, Weight};
+use hiper_kernels::{Context, Linear, Padding, Tape, Value};
 
 use super::UNet2DConditionConfig;
 use crate::blocks::{
-    Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig, Transformer2DModel, Upsample2D,
+    Downsample2D, ResnetBlock2D, ResnetConfig, TextLayers, Transformer2DConfig, Transformer2DModel,
+    Upsample2D,
 };
 use crate::{Error, Result, Weights};
 
@@ -17,8 +18,8 @@ pub(super) struct Pass<'a> {
     /// What is still to come of the residual blocks' projections of the time embedding, `[B, O]` or `[1, O]`.
     pub time: std::vec::IntoIter<Tensor>,
     pub context: &'a Context,
-    /// The context's tail, on the tape.
-    pub tail: Value,
+    /// The context on the tape.
+    pub text: Value,
     /// What the way up will need of the way down.
     pub skips: Vec<Value>,
 }
@@ -34,76 +35,119 @@ impl Pass<'_> {
 
     fn attend(&mut self, attention: Option<&Transformer2DModel>, x: Value) -> Result<Value> {
         match attention {
-            Some(attention) => attention.on(&mut self.tape, &x, (self.context, &self.tail)),
+            Some(attention) => attention.on(&mut self.tape, &x, (self.context, &self.text)),
             None => Ok(x),
         }
     }
 }
 
-/// What the configuration says of one level.
-#[derive(Clone, Copy)]
-pub(super) struct BlockConfig {
+/// Weights of a block, and what the configuration says of it.
+pub(super) struct Part {
+    weights: Weights,
     channels: usize,
-    pub(super) num_layers: usize,
-    down_attention: bool,
-    up_attention: bool,
+    num_resnets: usize,
+    num_attentions: usize,
     transformer: Transformer2DConfig,
     temb_channels: usize,
     eps: f64,
     downsample_padding: usize,
 }
 
-impl BlockConfig {
+/// Those of a network, in the order in which latents pass them.
+pub(super) struct Parts {
+    pub down: Vec<Part>,
+    pub mid: Part,
+    pub up: Vec<Part>,
+}
+
+impl Parts {
     /// Of a validated configuration.
-    pub(super) fn new(config: &UNet2DConditionConfig, level: usize) -> Self {
-        let channels = config.block_out_channels[level];
-        Self {
-            channels,
-            num_layers: config.layers_per_block.at(level).unwrap_or(1),
-            down_attention: config.down_block_types[level].starts_with("CrossAttn"),
-            up_attention: config.up_block_types[config.num_levels() - 1 - level].starts_with("CrossAttn"),
-            transformer: Transformer2DConfig {
+    pub(super) fn new(weights: &Weights, config: &UNet2DConditionConfig) -> Self {
+        let last = config.num_levels() - 1;
+        let num_layers = |level| config.layers_per_block.at(level).unwrap_or(1);
+        let part = |name: String, level: usize, num_resnets: usize, num_attentions: usize| {
+            let channels = config.block_out_channels[level];
+            let transformer = Transformer2DConfig {
                 channels,
                 cross_attention_dim: config.cross_attention_dim.at(level).unwrap_or(1),
                 num_heads: config.num_heads(level),
                 num_layers: config.transformer_layers_per_block.at(level).unwrap_or(1),
                 groups: config.norm_num_groups,
                 use_linear_projection: config.use_linear_projection,
-            },
-            temb_channels: 4 * config.block_out_channels[0],
-            eps: config.norm_eps,
-            downsample_padding: config.downsample_padding,
-        }
+            };
+            Part {
+                weights: weights.pp(name),
+                channels,
+                num_resnets,
+                num_attentions,
+                transformer,
+                temb_channels: 4 * config.block_out_channels[0],
+                eps: config.norm_eps,
+                downsample_padding: config.downsample_padding,
+            }
+        };
+        let of_type = |name: &str, count| if name.starts_with("CrossAttn") { count } else { 0 };
+        let down = (0..=last).map(|i| {
+            let count = num_layers(i);
+            part(format!("down_blocks.{i}"), i, count, of_type(&config.down_block_types[i], count))
+        });
+        let up = (0..=last).map(|i| {
+            let count = num_layers(last - i) + 1;
+            part(format!("up_blocks.{i}"), last - i, count, of_type(&config.up_block_types[i], count))
+        });
+        Self { down: down.collect(), mid: part("mid_block".into(), last, 2, 1), up: up.collect() }
     }
 
-    fn resnet(&self, weights: &Weights, index: usize, in_channels: usize) -> Result<ResnetBlock2D> {
+    fn all(&self) -> impl Iterator<Item = &Part> {
+        self.down.iter().chain([&self.mid]).chain(&self.up)
+    }
+
+    /// The `time_emb_proj` of the residual blocks.
+    pub(super) fn time_emb_projs(&self) -> Result<Vec<Linear>> {
+        let mut layers = Vec::new();
+        for part in self.all() {
+            for i in 0..part.num_resnets {
+                let weights = part.weights.pp(format!("resnets.{i}.time_emb_proj"));
+                let weight = weights.get_matrix("weight", &[part.channels, part.temb_channels])?;
+                layers.push((weight, Some(weights.get("bias", &[part.channels])?)));
+            }
+        }
+        Ok(Linear::all_side_by_side(layers)?)
+    }
+
+    pub(super) fn text_layers(&self) -> Result<TextLayers> {
+        let mut layers = Vec::new();
+        for part in self.all() {
+            for i in 0..part.num_attentions {
+                layers.extend(part.transformer.text_layers(&part.weights.pp(format!("attentions.{i}")))?);
+            }
+        }
+        Ok(Linear::all_side_by_side(layers)?.into_iter())
+    }
+}
+
+impl Part {
+    fn resnet(&self, index: usize, in_channels: usize) -> Result<ResnetBlock2D> {
         let config = ResnetConfig {
             in_channels,
             out_channels: self.channels,
             groups: self.transformer.groups,
             eps: self.eps,
         };
-        ResnetBlock2D::load(&weights.pp(format!("resnets.{index}")), config)
+        ResnetBlock2D::load(&self.weights.pp(format!("resnets.{index}")), config)
     }
 
-    /// The weights of the `time_emb_proj` of so many residual blocks.
-    pub(super) fn time_emb_projs(
-        &self,
-        weights: &Weights,
-        count: usize,
-    ) -> Result<Vec<(Weight, Option<Tensor>)>> {
-        let of = |weights: Weights| {
-            let weight = weights.get_matrix("weight", &[self.channels, self.temb_channels])?;
-            Ok((weight, Some(weights.get("bias", &[self.channels])?)))
-        };
-        (0..count).map(|i| of(weights.pp(format!("resnets.{i}.time_emb_proj")))).collect()
+    fn resnets(&self, in_channels: impl Fn(usize) -> usize) -> Result<Vec<ResnetBlock2D>> {
+        (0..self.num_resnets).map(|i| self.resnet(i, in_channels(i))).collect()
     }
 
-    fn attentions(&self, weights: &Weights, present: bool, count: usize) -> Result<Vec<Transformer2DModel>> {
-        let count = if present { count } else { 0 };
-        (0..count)
-            .map(|i| Transformer2DModel::load(&weights.pp(format!("attentions.{i}")), self.transformer))
-            .collect()
+    fn attention(&self, index: usize, text_layers: &mut TextLayers) -> Result<Transformer2DModel> {
+        let weights = self.weights.pp(format!("attentions.{index}"));
+        Transformer2DModel::load(&weights, self.transformer, text_layers)
+    }
+
+    fn attentions(&self, text_layers: &mut TextLayers) -> Result<Vec<Transformer2DModel>> {
+        (0..self.num_attentions).map(|i| self.attention(i, text_layers)).collect()
     }
 }
 
@@ -116,22 +160,23 @@ pub(super) struct DownBlock {
 
 impl DownBlock {
     pub(super) fn load(
-        weights: &Weights,
-        level: BlockConfig,
+        part: &Part,
         in_channels: usize,
         downsample: bool,
+        text_layers: &mut TextLayers,
     ) -> Result<Self> {
-        let input = |i| if i == 0 { in_channels } else { level.channels };
-        let padding = Padding::same(level.downsample_padding);
+        let padding = Padding::same(part.downsample_padding);
         Ok(Self {
-            resnets: (0..level.num_layers)
-                .map(|i| level.resnet(weights, i, input(i)))
-                .collect::<Result<_>>()?,
-            attentions: level.attentions(weights, level.down_attention, level.num_layers)?,
+            resnets: part.resnets(|i| if i == 0 { in_channels } else { part.channels })?,
+            attentions: part.attentions(text_layers)?,
             downsampler: downsample
-                .then(|| Downsample2D::load(&weights.pp("downsamplers.0"), level.channels, padding))
+                .then(|| Downsample2D::load(&part.weights.pp("downsamplers.0"), part.channels, padding))
                 .transpose()?,
         })
+    }
+
+    pub(super) fn attentions(&self) -> &[Transformer2DModel] {
+        &self.attentions
     }
 
     /// Pushes onto the skips.
@@ -158,15 +203,14 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn load(weights: &Weights, level: BlockConfig, scale_factor: f64) -> Result<Self> {
-        let resnet = |i| {
-            Ok::<_, Error>(level.resnet(weights, i, level.channels)?.with_output_scale_factor(scale_factor))
-        };
-        Ok(Self {
-            first: resnet(0)?,
-            attention: Transformer2DModel::load(&weights.pp("attentions.0"), level.transformer)?,
-            second: resnet(1)?,
-        })
+    pub(super) fn load(part: &Part, scale_factor: f64, text_layers: &mut TextLayers) -> Result<Self> {
+        let resnet =
+            |i| Ok::<_, Error>(part.resnet(i, part.channels)?.with_output_scale_factor(scale_factor));
+        Ok(Self { first: resnet(0)?, attention: part.attention(0, text_layers)?, second: resnet(1)? })
+    }
+
+    pub(super) fn attention(&self) -> &Transformer2DModel {
+        &self.attention
     }
 
     pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
@@ -186,24 +230,27 @@ pub(super) struct UpBlock {
 impl UpBlock {
     /// `previous`: channels coming up; `skip`: channels of the level below in the list, whose last skip ends this block.
     pub(super) fn load(
-        weights: &Weights,
-        level: BlockConfig,
+        part: &Part,
         [previous, skip]: [usize; 2],
         upsample: bool,
+        text_layers: &mut TextLayers,
     ) -> Result<Self> {
-        let num_layers = level.num_layers + 1;
-        let input = |i| {
-            let from_below = if i == 0 { previous } else { level.channels };
-            let from_skip = if i + 1 == num_layers { skip } else { level.channels };
+        let in_channels = |i| {
+            let from_below = if i == 0 { previous } else { part.channels };
+            let from_skip = if i + 1 == part.num_resnets { skip } else { part.channels };
             from_below + from_skip
         };
         Ok(Self {
-            resnets: (0..num_layers).map(|i| level.resnet(weights, i, input(i))).collect::<Result<_>>()?,
-            attentions: level.attentions(weights, level.up_attention, num_layers)?,
+            resnets: part.resnets(in_channels)?,
+            attentions: part.attentions(text_layers)?,
             upsampler: upsample
-                .then(|| Upsample2D::load(&weights.pp("upsamplers.0"), level.channels))
+                .then(|| Upsample2D::load(&part.weights.pp("upsamplers.0"), part.channels))
                 .transpose()?,
         })
+    }
+
+    pub(super) fn attentions(&self) -> &[Transformer2DModel] {
+        &self.attentions
     }
 
     /// Pops what the way down left on the skips.
