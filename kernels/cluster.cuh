@@ -1,5 +1,5 @@
-// Blocks that run beside each other, and copies that reach all of them: Hopper's clusters (PTX ISA, "barrier.cluster",
-// "mbarrier", "cp.async.bulk").
+// Blocks that run beside each other, read each other's shared memory, and copies that reach all of them: Hopper's clusters (PTX
+// ISA, "barrier.cluster", "mapa", "mbarrier", "cp.async.bulk").
 //
 // For sources that are compiled for compute capability 9.0a alone. A cluster is some neighbours in x; without one a block is alone
 // in its own. Shared memory is laid out alike in all of them. Like device.cuh this has a second definition, in host/cluster.hpp.
@@ -35,6 +35,23 @@ DEVICE unsigned cluster_rank() {
 DEVICE void cluster_arrive_begun() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// What lies in the shared memory of the block of a rank where `from` is in this one's: 8 or 16 aligned bytes. That block has to be
+// there until it is read: a barrier of the cluster behind the reads sees to that, another before them to what is there.
+template <typename V> DEVICE V load_from_rank(const V* from, unsigned rank) {
+    static_assert(sizeof(V) == 8 || sizeof(V) == 16);
+    union { V value; uint32_t words[sizeof(V) / 4]; } read;
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(SHARED_ADDRESS(from)), "r"(rank));
+    if constexpr (sizeof(V) == 8) {
+        asm volatile("ld.shared::cluster.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(read.words[0]), "=r"(read.words[1]) : "r"(there) : "memory");
+    } else {
+        asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(read.words[0]), "=r"(read.words[1]), "=r"(read.words[2]), "=r"(read.words[3]) : "r"(there) : "memory");
+    }
+    return read.value;
+}
 
 DEVICE void begin_barrier(Barrier* barrier, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;"

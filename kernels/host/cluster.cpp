@@ -12,8 +12,13 @@ constexpr uint8_t BEGUN = 0x5e;
 
 // Where memory of the block that runs is in another of its cluster.
 template <typename T> T* in(const Block& other, T* own) {
-    auto offset = reinterpret_cast<unsigned char*>(own) - place.shared;
+    auto offset = reinterpret_cast<const unsigned char*>(own) - place.shared;
     return reinterpret_cast<T*>(other.shared + offset);
+}
+
+const Block& of_rank(unsigned rank, int line) {
+    if (rank >= cluster.blocks.size()) fail("no block of a cluster has this rank", line);
+    return *cluster.blocks[rank];
 }
 
 Barrier peek(const Barrier& barrier) {
@@ -75,6 +80,16 @@ void cluster_wait(int line) {
     sanitizer::pass(&cluster.gates[thread.left_clusters++ % 2]);
 }
 
+// For reading, which the kernel does itself: so a sanitizer sees it.
+const void* at_rank(const void* own, size_t bytes, unsigned rank, int line) {
+    check_alignment(own, bytes, "load_from_rank reads an address that is not aligned", line);
+    const Block& other = of_rank(rank, line);
+    if (has_ended(other)) fail("shared memory is read of a block that has ended", line);
+    host::shared_address(own, line);
+    host::shared_address(static_cast<const unsigned char*>(own) + bytes - 1, line);
+    return in(other, own);
+}
+
 void begin_barrier(Barrier* barrier, unsigned arrivals, int line) {
     check_alignment(barrier, sizeof *barrier, "a barrier at an address that is not aligned", line);
     host::shared_address(barrier, line);
@@ -85,8 +100,7 @@ void begin_barrier(Barrier* barrier, unsigned arrivals, int line) {
 
 void arrive_at(Barrier* barrier, unsigned rank, unsigned bytes, int line) {
     check(barrier, line);
-    if (rank >= cluster.blocks.size()) fail("no block of a cluster has this rank", line);
-    const Block& other = *cluster.blocks[rank];
+    const Block& other = of_rank(rank, line);
     if (has_ended(other)) fail("an arrival at a barrier of a block that has ended", line);
     barrier = in(other, barrier);
     sanitizer::arrive(barrier);

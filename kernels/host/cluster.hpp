@@ -14,6 +14,7 @@ namespace host {
 
 void cluster_arrive(int line);
 void cluster_wait(int line);
+const void* at_rank(const void* own, size_t bytes, unsigned rank, int line);
 void begin_barrier(Barrier* barrier, unsigned arrivals, int line);
 void arrive_at(Barrier* barrier, unsigned rank, unsigned bytes, int line);
 void wait_for(Barrier* barrier, unsigned odd, int line);
@@ -26,6 +27,10 @@ DEVICE unsigned cluster_rank() { return host::place.block.x % host::place.cluste
 DEVICE void cluster_arrive(int line = __builtin_LINE()) { host::cluster_arrive(line); }
 DEVICE void cluster_wait(int line = __builtin_LINE()) { host::cluster_wait(line); }
 DEVICE void cluster_arrive_begun(int line = __builtin_LINE()) { host::cluster_arrive(line); }
+template <typename V> DEVICE V load_from_rank(const V* from, unsigned rank, int line = __builtin_LINE()) {
+    static_assert(sizeof(V) == 8 || sizeof(V) == 16);
+    return load_vector<V>(host::at_rank(from, sizeof(V), rank, line), line);
+}
 DEVICE void begin_barrier(Barrier* barrier, unsigned arrivals, int line = __builtin_LINE()) {
     host::begin_barrier(barrier, arrivals, line);
 }

@@ -145,3 +145,18 @@ KERNEL(probe_cluster, (64), float* results, const float* values, int error) {
         if (error != 6) cluster_wait();
     }
 }
+
+// What the next block of the cluster has, read where it lies. What goes wrong: 0 nothing, 1 a block reads before the next has written,
+// 2 a block ends while another may read there, 3 no block has the rank, 4 an address that is not aligned, 5 a read behind shared memory.
+KERNEL(probe_ranks, (64), float* results, int error) {
+    take_turn();
+    float2* cells = reinterpret_cast<float2*>(shared_memory());
+    unsigned thread = threadIdx.x, next = (cluster_rank() + 1) % cluster_size();
+    cells[thread] = {static_cast<float>(blockIdx.x), static_cast<float>(thread)};
+    if (error != 1) cluster_arrive(), cluster_wait();
+    const float2* from = cells + (error == 5 ? thread + 1 : thread);
+    if (error == 4) from = reinterpret_cast<const float2*>(&from->y);
+    float2 read = load_from_rank(from, error == 3 ? cluster_size() : next);
+    store_vector(results + (blockIdx.x * 64 + thread) * 2, read);
+    if (error != 2) cluster_arrive(), cluster_wait();
+}

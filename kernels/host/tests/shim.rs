@@ -217,3 +217,40 @@ fn errors_of_clusters_are_found() {
     let wrong = |seed| cluster(4, 4, 6, seed).ok().is_none_or(|results| results != received(4, 4));
     assert!((0..8).any(wrong), "a copy that comes too early shows");
 }
+
+/// What each thread of each block read of the next.
+fn ranks(blocks: u32, cluster: u32, error: i32, seed: u64) -> Result<Vec<f32>, LaunchError> {
+    let results = Buffer::<f32>::unwritten(2 * 64 * blocks as usize);
+    let launch = Launch { cluster, ..probe("probe_ranks", blocks, 64, 64 * 8) };
+    shuffled(seed, || launch.run(&[(&results).into(), error.into()]))?;
+    Ok(results.to_vec())
+}
+
+#[test]
+fn blocks_of_a_cluster_read_each_other() -> Result<(), LaunchError> {
+    for (blocks, size) in [(3, 1), (6, 2), (8, 4), (8, 8)] {
+        let next = |block: u32| block / size * size + (block + 1) % size;
+        let expected = (0..blocks).flat_map(|block| (0..64).flat_map(move |thread| [next(block), thread]));
+        let expected: Vec<f32> = expected.map(|x| x as f32).collect();
+        for seed in 0..4 {
+            assert_eq!(ranks(blocks, size, 0, seed)?, expected, "{size} together");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_of_reading_each_other_are_found() {
+    if SANITIZER == "thread" {
+        assert_found(ranks(4, 4, 1, 0), BY_SANITIZER);
+    } else {
+        let nothing = |seed| ranks(4, 4, 1, seed).is_ok_and(|read| read.iter().any(|x| x.is_nan()));
+        assert!((0..8).any(nothing), "a read that comes too early shows");
+    }
+    let ended =
+        |seed| ranks(4, 4, 2, seed).is_err_and(|why| why.to_string().contains("a block that has ended"));
+    assert!((1..9).any(ended), "a block that ends too early shows");
+    assert_found(ranks(4, 4, 3, 0), "no block of a cluster has this rank");
+    assert_found(ranks(4, 4, 4, 0), "not aligned");
+    assert_found(ranks(4, 4, 5, 0), "not an address in shared memory");
+}

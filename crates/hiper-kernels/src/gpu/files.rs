@@ -1,13 +1,14 @@
 //! Which file of `kernels/` has a kernel. To ask a driver for it elsewhere is an error, which compute-sanitizer reports.
 
 /// What names of kernels begin with, and their files; of two that fit the first counts.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("adam_", "adam"),
     ("add_noise_", "random"),
     ("attention_backward_", "attention_backward"),
     ("attention_sm90a_", "attention_sm90a"),
     ("attention_", "attention"),
     ("draw_", "random"),
+    ("group_norm_sm90a_", "group_norm_sm90a"),
     ("group_norm_", "group_norm"),
     ("layer_norm_", "layer_norm"),
     ("mse_loss_", "loss"),

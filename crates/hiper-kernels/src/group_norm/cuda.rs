@@ -1,11 +1,11 @@
-//! Sums over shares of the pixels, then one pass that writes; both at once where a block takes a whole group:
-//! `kernels/group_norm.cu`.
+//! Sums over shares of the pixels, then one pass that writes; both at once where a block takes a whole group: `kernels/group_norm.cu`.
+//! On Hopper both at once, too, where the blocks that share a group are a cluster: `kernels/group_norm_sm90a.cu`.
 
 use candle_core::{DType, Result};
 
 use super::GroupNormFunction;
 use crate::frozen::FrozenFunction;
-use crate::gpu::{Affine, Argument, Array, Gpu, Launch, View, kept, type_name};
+use crate::gpu::{Affine, Argument, Array, Chip, Gpu, Launch, View, kept, type_name};
 use crate::{Activation, Error};
 
 /// Groups of a block, and its threads.
@@ -21,9 +21,65 @@ const WHOLE: usize = 20 * 1024;
 /// Channels that a thread reads at once.
 const EIGHT: usize = 8;
 
-/// Shared memory of the blocks that write, and of those that have a whole group.
+/// Blocks of a cluster: as many as every Hopper has beside each other.
+const TOGETHER: usize = 8;
+/// Channels of such a block at least: 64 bytes, two of the pieces that memory comes in.
+const MIN_WIDTH: usize = 32;
+
+/// Shared memory of the blocks that write, of those that have a whole group, and of those in clusters, beside a thread's sums.
 const SHARED_BYTES: usize = 128;
 const SHARED_BYTES_OF_WHOLE: usize = 192;
+const SHARED_BYTES_OF_CLUSTER: usize = 1216;
+
+/// How the work is shared out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Plan {
+    /// A block takes a group.
+    Whole,
+    /// The blocks of a cluster take so many groups, each a share of the pixels.
+    Together { groups: usize },
+    /// Blocks take eight groups, each a share of the pixels: in two launches.
+    Shares { splits: usize },
+}
+
+impl Plan {
+    fn new(chip: Chip, dtype: DType, pixels: usize, depth: usize, groups: usize) -> Self {
+        if depth.is_multiple_of(EIGHT) && pixels * depth <= WHOLE {
+            return Self::Whole;
+        }
+        let of_cluster = groups_of_cluster(depth);
+        let blocks = TOGETHER * groups.div_ceil(of_cluster);
+        if chip.sm90a && dtype != DType::F32 && is_faster_together(pixels * depth * groups, blocks) {
+            return Self::Together { groups: of_cluster };
+        }
+        Self::Shares { splits: (pixels * depth / SHARE).clamp(1, MAX_SPLITS) }
+    }
+}
+
+/// The fewest, for the most blocks, that have eights of channels.
+fn groups_of_cluster(depth: usize) -> usize {
+    let fits = |groups: &usize| (groups * depth).is_multiple_of(EIGHT) && groups * depth >= MIN_WIDTH;
+    [1, 2, 4].into_iter().find(fits).unwrap_or(GROUPS)
+}
+
+/// Whether one launch takes no longer than two, of an image's gradient, which moves more than the way forward: an estimate in clocks of
+/// an H100.
+///
+/// Either way 12 bytes a number are moved: x and the results' gradient, both again, a residual, and what is written. A
+/// multiprocessor has 32 bytes a clock, the card 2300 (4 TB/s, of the second-level cache), if its blocks do not wait for each other;
+/// those of clusters do, twice, so that no more than 64 of them count. A launch more costs 1.5 µs. So with 64 blocks one launch
+/// is better up to 63 000 numbers for each, 4096 × 960, with 32 up to 12 500: large pictures of the autoencoder take two.
+///
+/// It depends on the card's kind and an image alone: the batch must not change a bit.
+fn is_faster_together(numbers: usize, blocks: usize) -> bool {
+    const BYTES: usize = 12;
+    const OF_MULTIPROCESSOR: usize = 32;
+    const OF_CARD: usize = 2300;
+    const MOST_BLOCKS: usize = 64;
+    const LAUNCH: usize = 2600;
+    let together = BYTES * numbers / (OF_MULTIPROCESSOR * blocks.min(MOST_BLOCKS));
+    together <= BYTES * numbers / OF_CARD + LAUNCH
+}
 
 /// The blocks of one launch, or of one after the other.
 struct Blocks<'a, G: Gpu> {
@@ -32,12 +88,12 @@ struct Blocks<'a, G: Gpu> {
     dtype: DType,
     batch: usize,
     pixels: usize,
-    splits: usize,
+    plan: Plan,
     silu: bool,
 }
 
 impl<'a, G: Gpu> Blocks<'a, G> {
-    fn new(norm: &'a GroupNormFunction, x: View<'_, G>, batch: usize) -> Result<Self> {
+    fn new(gpu: &G, norm: &'a GroupNormFunction, x: View<'_, G>, batch: usize) -> Result<Self> {
         let silu = match norm.activation {
             None => false,
             Some(Activation::Silu) => true,
@@ -49,39 +105,52 @@ impl<'a, G: Gpu> Blocks<'a, G> {
         let affine = kept::<Affine<G>>(&norm.card)?;
         let pixels = x.len / (batch * norm.weight.len());
         let depth = norm.weight.len() / norm.num_groups;
-        let splits = (pixels * depth / SHARE).clamp(1, MAX_SPLITS);
-        Ok(Self { norm, affine, dtype: x.dtype, batch, pixels, splits, silu })
+        let plan = Plan::new(gpu.chip(), x.dtype, pixels, depth, norm.num_groups);
+        Ok(Self { norm, affine, dtype: x.dtype, batch, pixels, plan, silu })
     }
 
-    fn depth(&self) -> usize {
-        self.norm.weight.len() / self.norm.num_groups
-    }
-
-    /// Whether a block takes a whole group.
-    fn whole(&self) -> bool {
-        self.depth().is_multiple_of(EIGHT) && self.pixels * self.depth() <= WHOLE
-    }
-
-    /// `[B, groups, splits, 2]`.
-    fn partial(&self, gpu: &G) -> Result<Array<G>> {
-        gpu.alloc(DType::F32, self.batch * self.norm.num_groups * self.splits * 2)
-    }
-
+    /// The launch of a kernel that is called after the plan, and of the one before it, if there are two.
     fn launch(&self, kernel: &str) -> Launch {
-        let shared_bytes =
-            if kernel.ends_with("partial") { 64 * self.depth().max(THREADS) } else { SHARED_BYTES };
-        let grid = [self.splits, self.norm.num_groups.div_ceil(GROUPS), self.batch];
-        Launch { shared_bytes, ..Launch::new(format!("{kernel}_{}", type_name(self.dtype)), grid) }
+        let groups = self.norm.num_groups;
+        let depth = self.norm.weight.len() / groups;
+        let (across, down, shared_bytes, cluster) = match self.plan {
+            Plan::Whole => (1, groups, SHARED_BYTES_OF_WHOLE, 1),
+            Plan::Together { groups: each } => {
+                let sums = 8 * (each * depth).max(THREADS * EIGHT);
+                (TOGETHER, groups.div_ceil(each), SHARED_BYTES_OF_CLUSTER + sums, TOGETHER)
+            }
+            Plan::Shares { splits } => {
+                let partial = kernel.ends_with("partial");
+                let bytes = if partial { 64 * depth.max(THREADS) } else { SHARED_BYTES };
+                (splits, groups.div_ceil(GROUPS), bytes, 1)
+            }
+        };
+        let prefix = match self.plan {
+            Plan::Whole => "group_norm_whole",
+            Plan::Together { .. } => "group_norm_sm90a",
+            Plan::Shares { .. } => "group_norm",
+        };
+        let name = format!("{prefix}{kernel}_{}", type_name(self.dtype));
+        Launch { shared_bytes, cluster, ..Launch::new(name, [across, down, self.batch]) }
     }
 
-    fn launch_whole(&self, kernel: &str) -> Launch {
-        let grid = [1, self.norm.num_groups, self.batch];
-        let name = format!("{kernel}_{}", type_name(self.dtype));
-        Launch { shared_bytes: SHARED_BYTES_OF_WHOLE, ..Launch::new(name, grid) }
+    /// `[B, groups, splits, 2]`, between two launches.
+    fn partial(&self, gpu: &G) -> Result<Option<Array<G>>> {
+        let Plan::Shares { splits } = self.plan else { return Ok(None) };
+        gpu.alloc(DType::F32, self.batch * self.norm.num_groups * splits * 2).map(Some)
     }
 
-    fn sizes(&self) -> [Argument<'a, G>; 3] {
-        [self.pixels, self.norm.weight.len(), self.norm.num_groups].map(Argument::from)
+    fn affine(&self) -> [Argument<'a, G>; 2] {
+        [&self.affine.weight, &self.affine.bias].map(Argument::from)
+    }
+
+    /// And how many groups a cluster takes.
+    fn sizes(&self) -> Vec<Argument<'a, G>> {
+        let mut sizes = vec![self.pixels, self.norm.weight.len(), self.norm.num_groups];
+        if let Plan::Together { groups } = self.plan {
+            sizes.push(groups);
+        }
+        sizes.into_iter().map(Argument::from).collect()
     }
 }
 
@@ -92,22 +161,19 @@ pub(crate) fn forward<G: Gpu>(
     x: View<'_, G>,
     batch: usize,
 ) -> Result<(Array<G>, Array<G>)> {
-    let blocks = Blocks::new(norm, x, batch)?;
+    let blocks = Blocks::new(gpu, norm, x, batch)?;
     let y = gpu.alloc(x.dtype, x.len)?;
     let statistics = gpu.alloc(DType::F32, batch * norm.num_groups * 2)?;
-    let pointers: [Argument<'_, G>; 3] = [(&y).into(), (&statistics).into(), x.into()];
-    let affine = [&blocks.affine.weight, &blocks.affine.bias].map(Argument::from);
-    let settings = [norm.eps.into(), blocks.silu.into()];
-    if blocks.whole() {
-        let arguments = [pointers.as_slice(), &affine, &blocks.sizes(), &settings].concat();
-        gpu.launch(&blocks.launch_whole("group_norm_whole"), &arguments)?;
-        return Ok((y, statistics));
-    }
+    let mut pointers: Vec<Argument<'_, G>> = vec![(&y).into(), (&statistics).into(), x.into()];
+    let (affine, sizes) = (blocks.affine(), blocks.sizes());
     let partial = blocks.partial(gpu)?;
-    let arguments: [Argument<'_, G>; 2] = [(&partial).into(), x.into()];
-    gpu.launch(&blocks.launch("group_norm_partial"), &[arguments.as_slice(), &blocks.sizes()].concat())?;
-    let arguments = [pointers.as_slice(), &[(&partial).into()], &affine, &blocks.sizes(), &settings].concat();
-    gpu.launch(&blocks.launch("group_norm"), &arguments)?;
+    if let Some(partial) = &partial {
+        let arguments: [Argument<'_, G>; 2] = [partial.into(), x.into()];
+        gpu.launch(&blocks.launch("_partial"), &[arguments.as_slice(), &sizes].concat())?;
+        pointers.push(partial.into());
+    }
+    let settings = [norm.eps.into(), blocks.silu.into()];
+    gpu.launch(&blocks.launch(""), &[pointers.as_slice(), &affine, &sizes, &settings].concat())?;
     Ok((y, statistics))
 }
 
@@ -120,21 +186,54 @@ pub(crate) fn input_gradient<G: Gpu>(
     grad_output: View<'_, G>,
     residual: Option<View<'_, G>>,
 ) -> Result<Array<G>> {
-    let blocks = Blocks::new(norm, x, batch)?;
-    let affine = [&blocks.affine.weight, &blocks.affine.bias].map(Argument::from);
-    let silu = [blocks.silu.into()];
+    let blocks = Blocks::new(gpu, norm, x, batch)?;
     let dx = gpu.alloc(x.dtype, x.len)?;
-    let pointers = [(&dx).into(), grad_output.into(), x.into(), residual.into(), statistics.into()];
-    if blocks.whole() {
-        let arguments = [pointers.as_slice(), &affine, &blocks.sizes(), &silu].concat();
-        gpu.launch(&blocks.launch_whole("group_norm_whole_gradient"), &arguments)?;
-        return Ok(dx);
-    }
+    let mut pointers: Vec<Argument<'_, G>> =
+        vec![(&dx).into(), grad_output.into(), x.into(), residual.into(), statistics.into()];
+    let (affine, sizes, silu) = (blocks.affine(), blocks.sizes(), [blocks.silu.into()]);
     let partial = blocks.partial(gpu)?;
-    let inputs = [(&partial).into(), grad_output.into(), x.into(), statistics.into()];
-    let arguments = [inputs.as_slice(), &affine, &blocks.sizes(), &silu].concat();
-    gpu.launch(&blocks.launch("group_norm_gradient_partial"), &arguments)?;
-    let arguments = [pointers.as_slice(), &[(&partial).into()], &affine, &blocks.sizes(), &silu].concat();
-    gpu.launch(&blocks.launch("group_norm_gradient"), &arguments)?;
+    if let Some(partial) = &partial {
+        let inputs = [partial.into(), grad_output.into(), x.into(), statistics.into()];
+        let arguments = [inputs.as_slice(), &affine, &sizes, &silu].concat();
+        gpu.launch(&blocks.launch("_gradient_partial"), &arguments)?;
+        pointers.push(partial.into());
+    }
+    gpu.launch(&blocks.launch("_gradient"), &[pointers.as_slice(), &affine, &sizes, &silu].concat())?;
     Ok(dx)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hopper_takes_one_launch_where_that_is_faster() {
+        let plan = |chip, dtype, pixels, channels| Plan::new(chip, dtype, pixels, channels / 32, 32);
+        for (pixels, channels, groups) in [
+            (4096, 320, 4),
+            (4096, 640, 2),
+            (4096, 960, 4),
+            (1024, 320, 4),
+            (1024, 640, 2),
+            (1024, 960, 4),
+            (1024, 1280, 1),
+            (1024, 1920, 2),
+            (256, 1920, 2),
+        ] {
+            for dtype in [DType::F16, DType::BF16] {
+                let hoppers = plan(Chip::H100, dtype, pixels, channels);
+                assert_eq!(hoppers, Plan::Together { groups }, "{pixels} × {channels}");
+            }
+            for (chip, dtype) in [(Chip::H100, DType::F32), (Chip::RTX4090, DType::F16)] {
+                let plan = plan(chip, dtype, pixels, channels);
+                assert!(matches!(plan, Plan::Shares { .. }), "{pixels} × {channels}: {plan:?}");
+            }
+        }
+        // Of the autoencoder.
+        for (pixels, channels) in [(16384, 512), (65536, 256), (262_144, 128), (16384, 128)] {
+            let plan = plan(Chip::H100, DType::F16, pixels, channels);
+            assert_eq!(plan, Plan::Shares { splits: MAX_SPLITS.min(pixels * channels / 32 / SHARE) });
+        }
+        assert_eq!(plan(Chip::H100, DType::F16, 256, 1280), Plan::Whole);
+    }
 }

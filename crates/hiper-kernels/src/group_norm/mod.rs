@@ -126,8 +126,9 @@ impl FrozenFunction for GroupNormFunction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Chip;
     use crate::gpu::host::on_host;
-    use crate::testing::{CARD_DTYPES, check, check_on_card, normals};
+    use crate::testing::{CARD_DTYPES, check, check_on_chip, normals};
     use candle_core::Device;
 
     #[test]
@@ -152,13 +153,16 @@ mod tests {
 
     #[test]
     fn matches_the_definition_on_a_card() {
-        // Groups that a block takes whole, and others: of ten channels, or too many numbers. The last are so wide that a block has
-        // to ask for shared memory, and then for more.
+        // Groups that a block takes whole, and others: of ten channels, or of 20, 30 and 60, or of too many numbers. The last are so
+        // wide that a block has to ask for shared memory, and then for more.
         for (b, h, w, c, groups) in [
             (1, 2, 3, 6, 3),
             (2, 9, 8, 64, 8),
             (1, 33, 40, 20, 2),
             (2, 5, 3, 320, 32),
+            (1, 7, 5, 160, 8),
+            (2, 3, 3, 270, 9),
+            (1, 4, 5, 480, 8),
             (1, 52, 50, 16, 2),
             (1, 9, 3, 800, 1),
             (1, 5, 4, 1200, 1),
@@ -171,8 +175,11 @@ mod tests {
                 });
                 let silu = activation.is_some();
                 let reference = reference::Norm { weight: &weight, bias: &bias, groups, eps: 1e-5, silu };
-                for dtype in CARD_DTYPES {
-                    check_on_card(
+                for (chip, dtype) in
+                    Chip::SINGLE.into_iter().flat_map(|c| CARD_DTYPES.map(|dtype| (c, dtype)))
+                {
+                    check_on_chip(
+                        chip,
                         dtype,
                         &[&[b, h, w, c]],
                         |x| norm.forward(&x[0]),
