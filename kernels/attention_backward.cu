@@ -13,8 +13,8 @@
 //
 // Shapes  as in attention.cu; d_o, o, d_q like q; d_k, d_v like k; lse, delta [B, heads, queries] f32. The tail's d_k, d_v are
 //         [splits, B, n, heads · D] f32, of keys keys − n … keys − 1; split i is the sum over its share of the queries, and
-//         sum_splits makes [B, n, heads · D] of them. With strides of 2 · heads · D and d_v = d_k + heads · D, the two
-//         lie side by side and are summed at once. No causal mask.
+//         sum_splits makes [B, n, heads · D] of them. With larger strides they are columns of a wider matrix, as those of all
+//         attentions to one text, and are summed at once. No causal mask.
 // Types   f16 or bf16 in and out, the tail's gradients f32 until they are summed; products, sums and statistics f32; p and s are rounded to the
 //         storage type before the second product. The loss is scaled by the caller, so that s does not underflow.
 // Needs   compute capability 8.0.
@@ -37,7 +37,7 @@
 //               tail     32       16               16                 32512                 247 / 244
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
-//         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 queries fills a card.
+//         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 to 256 queries fills a card.
 // Source  FlashAttention-2 (arXiv 2307.08691), algorithm 2, in two kernels where it adds dq atomically.
 //
 // Time    Predicted as in attention.cu, not yet measured; queries has 3 products, keys 4, each its exponentials.
@@ -46,8 +46,8 @@
 //         1024 × 1024, D 80    4 and 5.4 GFLOP: 6.5 and 8.7 µs, one warp a scheduler        15 and 20 µs
 //         256 × 256, D 160     0.5 and 0.7 GFLOP; 8 and 16 tiles one after another          8 and 12 µs
 //         4096 × 77, D 40      queries: 0.6 GFLOP, 10.5 MB at 3 TB/s: 3.5 µs                6 µs
-//         its tail of 5        16 of 5 rows' work: 0.17 GFLOP, 5.2 MB; 256 warps, 4 tiles   6 µs
-//         sum_splits           32 splits of 5 · 640: 0.4 MB                                 2.5 µs
+//         its tail of 5        16 of 5 rows' work: 0.17 GFLOP, 5.2 MB; 128 warps, 8 tiles   8 µs
+//         sum_splits           16 splits of 5 · 24960, of all attentions to a text: 8 MB    4 µs
 //
 //         A step's backward pass has 4, 5 and 5 self-attentions of the three sizes, one of 64 × 64, and 16 over 77 keys, the
 //         first of them without d_q: 1.4 ms, on Hopper less: attention_sm90a.cu. Of a whole tile's instructions at D 40, 68 of

@@ -4,7 +4,6 @@
 // {silu,gelu,quick_gelu}_gradient_T   d_x = d_y · act'(x)
 // add_T                               y = a + b
 // concatenate_T                       y = [a, b], row by row
-// split_T                             a, b where x = [a, b]
 // geglu_T                             y = a · gelu(b) where x = [a, b]
 // geglu_gradient_T                    d_x = [d_y · gelu(b), d_y · a · gelu'(b)]
 // upsample_nearest_T                  y[r, c] = x[⌊r · height / out_height⌋, ⌊c · width / out_width⌋]
@@ -20,12 +19,12 @@
 // Types   f32 within, rounded once; what only moves stays the same number.
 // Launch  256 threads, no shared memory. Grid, rounded up:
 //         count / 2048 for the first three; rows · width / N / 256 for geglu and its gradient, with both parts' width for
-//         concatenate and split; (out_width · channels / N / 256, out_height, B) for upsample_nearest, with the sizes of x for
+//         concatenate; (out_width · channels / N / 256, out_height, B) for upsample_nearest, with the sizes of x for
 //         its gradient; rows · columns / 256 for the last.
 // Needs   compute capability 8.0. At most 55 registers.
 // Source  GEGLU: Shazeer, arXiv 2002.05202; nearest: torch's interpolate.
 // Time    Bytes over 3 TB/s and a launch of 2 µs. geglu of 4096 × 2560 f16: 31 MB: 11 µs, its gradient 52 MB: 18 µs;
-//         concatenate and split of 4096 × 960: 15.7 MB, half of it from the second-level cache: 4 µs, of most others 2 µs; the
+//         concatenate of 4096 × 960: 15.7 MB, half of it from the second-level cache: 4 µs, of most others 2 µs; the
 //         VAE's 256² to 512² with 256 channels, 168 MB: 56 µs.
 #include "activation.cuh"
 #include "numbers.cuh"
@@ -58,13 +57,12 @@ struct Place {
     }
 };
 
-// The thread's N numbers of rows of two parts, each part where `a` and `b` say: f(their place in a part, that in whole rows).
-template <int N, typename T, typename F> DEVICE void in_part(T* a, T* b, int rows, int a_width, int b_width, F f) {
+template <int N, typename T> DEVICE void concatenate(T* y, const T* a, const T* b, int rows, int a_width, int b_width) {
     Place place(a_width + b_width, N);
     if (place.row >= rows) return;
-    int64_t row = place.row, whole = row * (a_width + b_width) + place.column;
-    bool first = place.column < a_width;
-    f(first ? a + row * a_width + place.column : b + row * b_width + (place.column - a_width), whole);
+    int64_t row = place.row;
+    const T* part = place.column < a_width ? a + row * a_width + place.column : b + row * b_width + (place.column - a_width);
+    map_numbers<N>(y + row * (a_width + b_width) + place.column, same, part);
 }
 
 template <int N, typename T> DEVICE void geglu(T* y, const T* x, int rows, int width) {
@@ -142,19 +140,7 @@ template <typename T> DEVICE void transpose(T* y, const T* x, int rows, int colu
     }                                                                                                                 \
     KERNEL(concatenate_##type, (256), T* y, const T* a, const T* b, int rows, int a_width, int b_width) {             \
         take_turn();                                                                                                  \
-        by_width(a_width | b_width, [=](auto n) {                                                                     \
-            in_part<n.value>(a, b, rows, a_width, b_width, [=](const T* part, int64_t at) {                           \
-                map_numbers<n.value>(y + at, same, part);                                                             \
-            });                                                                                                       \
-        });                                                                                                           \
-    }                                                                                                                 \
-    KERNEL(split_##type, (256), T* a, T* b, const T* x, int rows, int a_width, int b_width) {                         \
-        take_turn();                                                                                                  \
-        by_width(a_width | b_width, [=](auto n) {                                                                     \
-            in_part<n.value>(a, b, rows, a_width, b_width, [=](T* part, int64_t at) {                                 \
-                map_numbers<n.value>(part, same, x + at);                                                             \
-            });                                                                                                       \
-        });                                                                                                           \
+        by_width(a_width | b_width, [=](auto n) { concatenate<n.value>(y, a, b, rows, a_width, b_width); });          \
     }                                                                                                                 \
     KERNEL(geglu_##type, (256), T* y, const T* x, int rows, int width) {                                              \
         take_turn();                                                                                                  \

@@ -37,6 +37,7 @@
 #include "group_norm.cuh"
 
 constexpr int AT_ONCE = 2;  // pixels that a thread reads: more would not fit into its registers
+template <typename T> constexpr int WRITTEN_OF_GRADIENT = sizeof(T) == 4 ? 1 : AT_ONCE;
 
 // Two sums of a group, of the block or of any.
 DEVICE int64_t place_of_partial(const Tile& tile, int group, int split) { return ((tile.group + group) * gridDim.x + split) * 2; }
@@ -119,7 +120,7 @@ DEVICE void group_norm_gradient_partial(float* partial, const T* d_y, const T* x
 }
 
 template <int N, bool SILU, typename T>
-DEVICE void group_norm_gradient(T* d_x, const T* d_y, const T* x, const T* residual, const float* statistics,
+DEVICE void group_norm_gradient(const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
                                 const float* partial, const float* weight, const float* bias, int pixels, int channels,
                                 int groups) {
     Tile tile(N, GROUPS, pixels, channels, groups);
@@ -131,11 +132,11 @@ DEVICE void group_norm_gradient(T* d_x, const T* d_y, const T* x, const T* resid
         if (threadIdx.x % 32 == 0) means[group] = {sums.x / count, sums.y / count};
     }
     __syncthreads();
-    write_gradient<N, AT_ONCE, SILU>(tile, d_x, d_y, x, residual, statistics, means, weight, bias, channels);
+    write_gradient<N, WRITTEN_OF_GRADIENT<T>, SILU>(tile, onward, d_y, x, statistics, means, weight, bias, channels);
 }
 
 template <int N, bool SILU, typename T>
-DEVICE void group_norm_whole_gradient(T* d_x, const T* d_y, const T* x, const T* residual, const float* statistics,
+DEVICE void group_norm_whole_gradient(const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
                                       const float* weight, const float* bias, int pixels, int channels, int groups) {
     Tile tile(N, 1, pixels, channels, groups);
     float sum = 0.0f, product = 0.0f, count = static_cast<float>(tile.depth) * pixels;
@@ -149,7 +150,7 @@ DEVICE void group_norm_whole_gradient(T* d_x, const T* d_y, const T* x, const T*
     float2 means = {sum_of_block(sum) / count, sum_of_block(product) / count};
     if (threadIdx.x == 0) *of_whole_group() = means;
     __syncthreads();
-    write_gradient<N, AT_ONCE, SILU>(tile, d_x, d_y, x, residual, statistics, of_whole_group(), weight, bias, channels);
+    write_gradient<N, WRITTEN_OF_GRADIENT<T>, SILU>(tile, onward, d_y, x, statistics, of_whole_group(), weight, bias, channels);
 }
 
 #define OF_TYPE(T, type)                                                                                              \
@@ -173,13 +174,14 @@ DEVICE void group_norm_whole_gradient(T* d_x, const T* d_y, const T* x, const T*
                                                                   channels, groups);                                  \
         });                                                                                                           \
     }                                                                                                                 \
-    KERNEL(group_norm_gradient_##type, (THREADS, 2), T* d_x, const T* d_y, const T* x, const T* residual,             \
-           const float* statistics, const float* partial, const float* weight, const float* bias, int pixels,         \
-           int channels, int groups, int silu) {                                                                      \
+    KERNEL(group_norm_gradient_##type, (THREADS, 2), T* d_x, T* rest, int own, const T* d_y, const T* x,              \
+           const T* residual, const T* known, const float* statistics, const float* partial, const float* weight,     \
+           const float* bias, int pixels, int channels, int groups, int silu) {                                       \
         take_turn();                                                                                                  \
-        specialise(silu, channels, [=](auto activated, auto n) {                                                      \
-            group_norm_gradient<n.value, activated.value>(d_x, d_y, x, residual, statistics, partial, weight, bias,   \
-                                                          pixels, channels, groups);                                  \
+        specialise(silu, width_of_results(channels, own), [=](auto activated, auto n) {                               \
+            Onward<T> onward{d_x, rest, own, residual, known};                                                        \
+            group_norm_gradient<n.value, activated.value>(onward, d_y, x, statistics, partial, weight, bias, pixels,  \
+                                                          channels, groups);                                          \
         });                                                                                                           \
     }                                                                                                                 \
     KERNEL(group_norm_whole_##type, (THREADS, 4), T* y, float* statistics, const T* x, const float* weight,           \
@@ -189,12 +191,13 @@ DEVICE void group_norm_whole_gradient(T* d_x, const T* d_y, const T* x, const T*
             group_norm_whole<n.value, activated.value>(y, statistics, x, weight, bias, pixels, channels, groups, eps);\
         });                                                                                                           \
     }                                                                                                                 \
-    KERNEL(group_norm_whole_gradient_##type, (THREADS, 2), T* d_x, const T* d_y, const T* x, const T* residual,       \
-           const float* statistics, const float* weight, const float* bias, int pixels, int channels, int groups,     \
-           int silu) {                                                                                                \
+    KERNEL(group_norm_whole_gradient_##type, (THREADS, 2), T* d_x, T* rest, int own, const T* d_y, const T* x,        \
+           const T* residual, const T* known, const float* statistics, const float* weight, const float* bias,        \
+           int pixels, int channels, int groups, int silu) {                                                          \
         take_turn();                                                                                                  \
-        specialise(silu, channels / groups, [=](auto activated, auto n) {                                             \
-            group_norm_whole_gradient<n.value, activated.value>(d_x, d_y, x, residual, statistics, weight, bias, pixels,\
+        specialise(silu, width_of_results(channels / groups, own), [=](auto activated, auto n) {                      \
+            Onward<T> onward{d_x, rest, own, residual, known};                                                        \
+            group_norm_whole_gradient<n.value, activated.value>(onward, d_y, x, statistics, weight, bias, pixels,     \
                                                                 channels, groups);                                    \
         });                                                                                                           \
     }

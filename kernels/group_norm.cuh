@@ -11,7 +11,7 @@ struct Tile {
     int depth, first_group, groups, first_channel, width;  // channels of a group; of the tile
     int first_pixel, pixels;
     int columns, rows, row, column;  // columns of N channels, and pixels that the block has at a time; the thread's own
-    int64_t group, start;            // of the first group in all images, of the first number
+    int64_t group, image_pixel, start;  // of the first group, pixel and number in all images
     float2* cells;                   // in shared memory
 
     DEVICE_MEMBER Tile(int n, int most_groups, int all_pixels, int all_channels, int all_groups, int bytes_before_cells = 0) {
@@ -23,7 +23,8 @@ struct Tile {
         int abreast = min(columns, THREADS);
         rows = THREADS / abreast, row = threadIdx.x / abreast, column = threadIdx.x % abreast;
         group = static_cast<int64_t>(blockIdx.z) * all_groups + first_group;
-        start = (static_cast<int64_t>(blockIdx.z) * all_pixels + first_pixel) * all_channels + first_channel;
+        image_pixel = static_cast<int64_t>(blockIdx.z) * all_pixels + first_pixel;
+        start = image_pixel * all_channels + first_channel;
         cells = reinterpret_cast<float2*>(shared_memory() + bytes_before_cells);
     }
 
@@ -204,12 +205,12 @@ template <int N, bool SILU> struct Channels {
 };
 
 // What is read of a place for it.
-template <int N, typename T> struct Read { Stored<N, T> x, d_y, residual; };
+template <int N, typename T> struct Read { Stored<N, T> x, d_y, residual, known; };
 
 // Calls f(x̂, g) for each number of a column.
 template <int N, int AT_ONCE, bool SILU, typename T, typename F>
 DEVICE void each_gradient(const Tile& tile, int channel, const Channels<N, SILU>& own, const T* d_y, const T* x, int channels, F f) {
-    auto load = [&](int64_t at) -> Read<N, T> { return {load_stored<N>(x + at), load_stored<N>(d_y + at), {}}; };
+    auto load = [&](int64_t at) -> Read<N, T> { return {load_stored<N>(x + at), load_stored<N>(d_y + at), {}, {}}; };
     tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Read<N, T>& read) {
         Numbers<N> numbers = read.x.numbers(), dy = read.d_y.numbers();
 #pragma unroll
@@ -241,9 +242,21 @@ DEVICE float2 sums_of(const Tile& tile, int group, int part = 0, int parts = 1) 
     return sum_pairs(own.count, [&](int i) { return tile.cell_of_group(group, own.first + i); });
 }
 
+template <int N> DEVICE void add(Numbers<N>& to, const Numbers<N>& numbers) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to.at[i] += numbers.at[i];
+}
+
+// Where d_x goes, and what is added to it.
+template <typename T> struct Onward {
+    T *d_x, *rest;              // of a pixel the first `own` channels, and the others
+    int own;
+    const T *residual, *known;  // as x; may be null
+};
+
 // d_x, from a group's mean g and mean g · x̂, which `means` has for each of the block's.
 template <int N, int AT_ONCE, bool SILU, typename T>
-DEVICE void write_gradient(const Tile& tile, T* d_x, const T* d_y, const T* x, const T* residual, const float* statistics,
+DEVICE void write_gradient(const Tile& tile, const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
                            const float2* means, const float* weight, const float* bias, int channels) {
     tile.each_column(N, [&](int channel) {
         Channels<N, SILU> own(tile, channel, statistics, weight, bias);
@@ -253,23 +266,33 @@ DEVICE void write_gradient(const Tile& tile, T* d_x, const T* d_y, const T* x, c
             float2 both = means[(channel + i) / tile.depth];
             mean_g[i] = both.x, mean_product[i] = both.y;
         }
+        int column = tile.first_channel + channel;
+        bool first = column < onward.own;
+        int width = first ? onward.own : channels - onward.own;
+        T* to = (first ? onward.d_x + column : onward.rest + (column - onward.own)) + (tile.image_pixel + tile.row) * width;
         auto load = [&](int64_t at) -> Read<N, T> {
-            Read<N, T> read = {load_stored<N>(x + at), load_stored<N>(d_y + at), {}};
-            if (residual != nullptr) read.residual = load_stored<N>(residual + at);
+            Read<N, T> read = {load_stored<N>(x + at), load_stored<N>(d_y + at), {}, {}};
+            if (onward.residual != nullptr) read.residual = load_stored<N>(onward.residual + at);
+            if (onward.known != nullptr) read.known = load_stored<N>(onward.known + at);
             return read;
         };
-        tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t at, const Read<N, T>& read) {
+        tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Read<N, T>& read) {
             Numbers<N> numbers = read.x.numbers(), dy = read.d_y.numbers(), sum = {};
-            if (residual != nullptr) sum = read.residual.numbers();
+            if (onward.residual != nullptr) sum = read.residual.numbers();
+            if (onward.known != nullptr) add(sum, read.known.numbers());
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 float normalised = own.normalised(i, numbers.at[i]), g = own.gradient(i, normalised, dy.at[i]);
                 sum.at[i] += (g - mean_g[i] - normalised * mean_product[i]) * own.inverse[i];
             }
-            store_numbers(d_x + at, sum);
+            store_numbers(to, sum);
+            to += static_cast<int64_t>(tile.rows) * width;
         });
     });
 }
+
+// Channels of which a gradient's results lie together, if both they and the number of `own` are in eights.
+DEVICE int width_of_results(int width, int own) { return own % 8 == 0 ? width : 1; }
 
 // f(whether there is an activation, how many channels a thread has at a time), both as constants.
 template <typename F> DEVICE void specialise(int silu, int channels, F f) {

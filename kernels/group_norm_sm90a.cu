@@ -98,7 +98,7 @@ DEVICE void group_norm(T* y, float* statistics, const T* x, const float* weight,
 }
 
 template <int N, bool SILU, typename T>
-DEVICE void group_norm_gradient(T* d_x, const T* d_y, const T* x, const T* residual, const float* statistics,
+DEVICE void group_norm_gradient(const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
                                 const float* weight, const float* bias, int pixels, int channels, int groups,
                                 int groups_of_block) {
     Work work(N, groups_of_block, pixels, channels, groups);
@@ -113,7 +113,7 @@ DEVICE void group_norm_gradient(T* d_x, const T* d_y, const T* x, const T* resid
         if (threadIdx.x % 32 == 0) means[group] = {sums.x / count, sums.y / count};
     }
     __syncthreads();
-    write_gradient<N, WRITTEN_OF_GRADIENT, SILU>(tile, d_x, d_y, x, residual, statistics, means, weight, bias, channels);
+    write_gradient<N, WRITTEN_OF_GRADIENT, SILU>(tile, onward, d_y, x, statistics, means, weight, bias, channels);
     __syncwarp();
     cluster_wait();
 }
@@ -132,13 +132,15 @@ DEVICE int width_of_tiles(int channels, int groups, int groups_of_block) {
                                                  groups_of_block, eps);                                                \
         });                                                                                                            \
     }                                                                                                                  \
-    KERNEL(group_norm_sm90a_gradient_##T, (THREADS, 2), T* d_x, const T* d_y, const T* x, const T* residual,           \
-           const float* statistics, const float* weight, const float* bias, int pixels, int channels, int groups,      \
-           int groups_of_block, int silu) {                                                                            \
+    KERNEL(group_norm_sm90a_gradient_##T, (THREADS, 2), T* d_x, T* rest, int own, const T* d_y, const T* x,            \
+           const T* residual, const T* known, const float* statistics, const float* weight, const float* bias,         \
+           int pixels, int channels, int groups, int groups_of_block, int silu) {                                      \
         take_turn();                                                                                                   \
-        specialise(silu, width_of_tiles(channels, groups, groups_of_block), [=](auto activated, auto n) {              \
-            group_norm_gradient<n.value, activated.value>(d_x, d_y, x, residual, statistics, weight, bias, pixels,     \
-                                                          channels, groups, groups_of_block);                          \
+        int width = width_of_results(width_of_tiles(channels, groups, groups_of_block), own);                          \
+        specialise(silu, width, [=](auto activated, auto n) {                                                          \
+            Onward<T> onward{d_x, rest, own, residual, known};                                                         \
+            group_norm_gradient<n.value, activated.value>(onward, d_y, x, statistics, weight, bias, pixels, channels,  \
+                                                          groups, groups_of_block);                                    \
         });                                                                                                            \
     }
 OF_TYPE(f16)

@@ -16,6 +16,14 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }))
 }
 
+/// `known + new`, if anything is known.
+pub(crate) fn sum(known: Option<&Tensor>, new: Tensor) -> Result<Tensor> {
+    match known {
+        Some(known) => add(known, &new),
+        None => Ok(new),
+    }
+}
+
 /// `a` and behind it `b`, along dimension `dim`.
 pub(crate) fn concatenate([a, b]: [&Tensor; 2], dim: usize) -> Result<Tensor> {
     let alike = |of: fn(&[usize], usize) -> &[usize]| of(a.dims(), dim) == of(b.dims(), dim);
@@ -35,25 +43,6 @@ pub(crate) fn concatenate([a, b]: [&Tensor; 2], dim: usize) -> Result<Tensor> {
             gpu.launch(&launch, &[&[(&whole).into(), a.into(), b.into()], &sizes[..]].concat())
         })?;
         whole.into_tensor(&gpu, &dims)
-    })
-}
-
-/// What was concatenated: the first `len` along dimension `dim`, and the others.
-pub(crate) fn split(whole: &Tensor, dim: usize, len: usize) -> Result<[Tensor; 2]> {
-    let narrow = |first, len| whole.narrow(dim, first, len);
-    let parts = [narrow(0, len)?, narrow(len, whole.dim(dim)? - len)?];
-    let Some(card) = card_of(parts.each_ref(), true)? else { return Ok(parts) };
-    let rows: usize = whole.dims()[..dim].iter().product();
-    let widths = parts.each_ref().map(|part| part.elem_count() / rows.max(1));
-    on_card!(card, gpu => {
-        let [a, b] = widths.map(|width| gpu.alloc(whole.dtype(), rows * width));
-        let (a, b) = (a?, b?);
-        let launch = Launch::over_rows(format!("split_{}", type_name(whole.dtype())), rows, &widths);
-        with_views(&gpu, [whole], |[x]| {
-            let sizes = [rows, widths[0], widths[1]].map(Argument::from);
-            gpu.launch(&launch, &[&[(&a).into(), (&b).into(), x.into()], &sizes[..]].concat())
-        })?;
-        Ok([a.into_tensor(&gpu, parts[0].dims())?, b.into_tensor(&gpu, parts[1].dims())?])
     })
 }
 
@@ -87,14 +76,10 @@ mod tests {
                 ([3, 2, 4], [3, 1, 4], 1),
                 ([1, 2, 2], [3, 2, 2], 0),
             ] {
-                let len = a[dim];
                 let (a, b) = (tensor(a, dtype), tensor(b, dtype));
                 let whole = on_host(|| concatenate([&a, &b], dim)).unwrap();
                 assert_eq!(whole.dims(), Tensor::cat(&[&a, &b], dim).unwrap().dims());
                 assert_eq!(widened(&whole), widened(&Tensor::cat(&[&a, &b], dim).unwrap()));
-                let parts = on_host(|| split(&whole, dim, len)).unwrap();
-                assert_eq!(parts.each_ref().map(|part| part.dims().to_vec()), [a.dims(), b.dims()]);
-                assert_eq!(parts.each_ref().map(widened), [widened(&a), widened(&b)]);
                 let sum = on_host(|| add(&whole, &whole)).unwrap();
                 assert_eq!(widened(&sum), widened(&(&whole + &whole).unwrap()));
             }
@@ -109,6 +94,5 @@ mod tests {
         }
         assert!(on_host(|| add(&a, &b)).is_err());
         assert!(on_host(|| add(&a, &a.to_dtype(DType::F16)?)).is_err());
-        assert!(on_host(|| split(&a, 1, 4)).is_err() && on_host(|| split(&a, 3, 1)).is_err());
     }
 }

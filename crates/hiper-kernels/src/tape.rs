@@ -47,26 +47,15 @@ pub struct Value {
     number: Option<usize>,
 }
 
-/// The gradients of an operator's arguments, of its result's and what is known of the last argument's.
-type Back = Box<dyn Fn(&Tensor, Option<Tensor>) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
+/// The gradients of an operator's arguments, of its result's and what is known of the arguments'.
+type Back = Box<dyn Fn(&Tensor, &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
 
 struct Step {
     arguments: Vec<Option<usize>>,
     result: usize,
-    /// Whether what is known of the last argument's gradient is in what `back` returns.
+    /// Whether what is known of the arguments' gradients is in what `back` returns.
     adds: bool,
     back: Back,
-}
-
-/// An operator that adds what is known of its last argument's gradient to its own: cheaper than adding it afterwards.
-pub(crate) trait AddingOp: CustomOp3 {
-    /// The arguments' gradients, of `grad_output` and what is known of the last one's.
-    fn gradients(
-        &self,
-        arguments: [&Tensor; 3],
-        grad_output: &Tensor,
-        known: Option<&Tensor>,
-    ) -> Result<[Option<Tensor>; 3]>;
 }
 
 impl Value {
@@ -97,16 +86,6 @@ impl Tape {
         value
     }
 
-    /// Two tensors behind each other along a dimension.
-    ///
-    /// # Errors
-    /// When their other dimensions differ.
-    pub fn concatenate(&mut self, [a, b]: [&Value; 2], dim: usize) -> Result<Value> {
-        let joined = elementwise::concatenate([&a.tensor, &b.tensor], dim)?;
-        let len = a.tensor.dim(dim)?;
-        Ok(self.step(&[a, b], joined, move |d| Ok(elementwise::split(d, dim, len)?.map(Some).into())))
-    }
-
     /// A tensor divided by a number.
     ///
     /// # Errors
@@ -124,18 +103,14 @@ impl Tape {
         Ok(self.step(&[x], y, move |d| Ok(vec![op.bwd(&input, &result, d)?])))
     }
 
-    pub(crate) fn apply3(
+    /// An operator that adds what is known of its arguments' gradients to its own: cheaper than adding it afterwards.
+    pub(crate) fn adding_step(
         &mut self,
-        arguments: [&Value; 3],
-        op: impl AddingOp + Send + Sync + 'static,
-    ) -> Result<Value> {
-        let [a, b, c] = arguments.map(|value| dense(&value.tensor));
-        let (a, b, c) = (a?, b?, c?);
-        let y = a.apply_op3_no_bwd(&b, &c, &op)?;
-        let back = move |d: &Tensor, known: Option<Tensor>| {
-            Ok(op.gradients([&a, &b, &c], d, known.as_ref())?.into())
-        };
-        Ok(self.record(&arguments, y, true, Box::new(back)))
+        arguments: &[&Value],
+        tensor: Tensor,
+        back: impl Fn(&Tensor, &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    ) -> Value {
+        self.record(arguments, tensor, true, Box::new(back))
     }
 
     fn number(&mut self) -> usize {
@@ -213,15 +188,15 @@ impl Tape {
         for step in self.steps.iter().rev() {
             // Nothing needs a result that has no gradient.
             let Some(gradient) = gradients[step.result].take() else { continue };
-            let last = step.arguments.len() - 1;
-            let known =
-                step.arguments[last].filter(|_| step.adds).and_then(|argument| gradients[argument].clone());
-            let parts = (step.back)(&gradient, known)?;
-            for (i, (argument, part)) in step.arguments.iter().zip(parts).enumerate() {
+            let known = |argument: &Option<usize>| argument.and_then(|number| gradients[number].clone());
+            let known: Vec<Option<Tensor>> =
+                if step.adds { step.arguments.iter().map(known).collect() } else { Vec::new() };
+            let parts = (step.back)(&gradient, &known)?;
+            for (argument, part) in step.arguments.iter().zip(parts) {
                 let (Some(argument), Some(part)) = (argument, part) else { continue };
                 let sum = &mut gradients[*argument];
                 *sum = Some(match sum.take() {
-                    Some(known) if !(step.adds && i == last) => elementwise::add(&known, &part)?,
+                    Some(known) if !step.adds => elementwise::add(&known, &part)?,
                     _ => part,
                 });
             }

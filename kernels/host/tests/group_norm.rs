@@ -60,6 +60,7 @@ struct Problem<T> {
     x: Vec<T>,
     d_y: Vec<T>,
     residual: Vec<T>,
+    known: Vec<T>,
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
@@ -69,6 +70,8 @@ struct Results {
     y: Vec<f64>,
     d_x: Vec<f64>,
     d_x_alone: Vec<f64>,
+    /// With what is known of it, in two parts.
+    d_x_known: Vec<f64>,
 }
 
 impl<T: Storage> Problem<T> {
@@ -83,6 +86,7 @@ impl<T: Storage> Problem<T> {
             x,
             d_y: random.numbers(numbers),
             residual: random.numbers(numbers),
+            known: random.numbers(numbers),
             weight: random.numbers(channels),
             bias: random.numbers(channels),
         }
@@ -98,8 +102,8 @@ impl<T: Storage> Problem<T> {
             Launch { name: &name, grid, block: [256, 1, 1], shared_bytes, cluster }
                 .run(&[pointers, &sizes, numbers].concat())
         };
-        let [x, d_y, residual] =
-            [&self.x, &self.d_y, &self.residual].map(|numbers| Buffer::from_slice(numbers));
+        let [x, d_y, residual, known] =
+            [&self.x, &self.d_y, &self.residual, &self.known].map(|numbers| Buffer::from_slice(numbers));
         let [weight, bias] = [&self.weight, &self.bias].map(|numbers| Buffer::from_slice(numbers));
         let [y, y_alone, d_x, d_x_alone] = [(); 4].map(|()| Buffer::<T>::unwritten(self.x.len()));
         let [sums, sums_of_gradient] =
@@ -110,8 +114,18 @@ impl<T: Storage> Problem<T> {
         let forwards = [(&y, (&statistics).into()), (&y_alone, Argument::NULL)];
         let forwards = forwards.map(|(y, statistics)| [y.into(), statistics, (&x).into()]);
         let given = [(&d_y).into(), (&x).into(), (&statistics).into()];
-        let gradients = [(&d_x, (&residual).into()), (&d_x_alone, Argument::NULL)];
-        let gradients = gradients.map(|(d_x, residual)| [d_x.into(), given[0], given[1], residual, given[2]]);
+        // Eights apart from the others, where there are any.
+        let own = (channels / 16 * 8).max(1).min(channels);
+        let [first, rest] = [own, channels - own].map(|width| Buffer::<T>::unwritten(batch * pixels * width));
+        let all = Argument::from(channels as i32);
+        let [with_residual, with_both] =
+            [Argument::NULL, (&known).into()].map(|known| [(&residual).into(), known]);
+        let gradients = [
+            ([(&d_x).into(), Argument::NULL, all], with_residual),
+            ([(&d_x_alone).into(), Argument::NULL, all], [Argument::NULL; 2]),
+            ([(&first).into(), (&rest).into(), (own as i32).into()], with_both),
+        ];
+        let gradients = gradients.map(|(to, added)| [&to[..], &given[..2], &added, &given[2..]].concat());
 
         match how {
             How::Whole => {
@@ -119,7 +133,7 @@ impl<T: Storage> Problem<T> {
                     let pointers = [&forward[..], &affine].concat();
                     launch("group_norm_whole", 192, &pointers, &[EPS.into(), silu])?;
                 }
-                for gradient in gradients {
+                for gradient in &gradients {
                     let pointers = [&gradient[..], &affine].concat();
                     launch("group_norm_whole_gradient", 192, &pointers, &[silu])?;
                 }
@@ -133,7 +147,7 @@ impl<T: Storage> Problem<T> {
                 }
                 let pointers = [&[(&sums_of_gradient).into()], &given[..], &affine].concat();
                 launch("group_norm_gradient_partial", partial_bytes, &pointers, &[silu])?;
-                for gradient in gradients {
+                for gradient in &gradients {
                     let pointers = [&gradient[..], &[(&sums_of_gradient).into()], &affine].concat();
                     launch("group_norm_gradient", 128, &pointers, &[silu])?;
                 }
@@ -145,7 +159,7 @@ impl<T: Storage> Problem<T> {
                     let pointers = [&forward[..], &affine].concat();
                     launch("group_norm_sm90a", bytes, &pointers, &[of_block, EPS.into(), silu])?;
                 }
-                for gradient in gradients {
+                for gradient in &gradients {
                     let pointers = [&gradient[..], &affine].concat();
                     launch("group_norm_sm90a_gradient", bytes, &pointers, &[of_block, silu])?;
                 }
@@ -156,6 +170,7 @@ impl<T: Storage> Problem<T> {
             y: values(&y.to_vec()),
             d_x: values(&d_x.to_vec()),
             d_x_alone: values(&d_x_alone.to_vec()),
+            d_x_known: side_by_side([&first, &rest], [own, channels - own]),
         })
     }
 
@@ -195,10 +210,22 @@ impl<T: Storage> Problem<T> {
         assert_close(&format!("d_x of {what}"), &results.d_x, &with_residual, |i| {
             rounded(with_residual[i]) + of_gradient(i)
         });
+        let with_both: Vec<f64> =
+            with_residual.iter().zip(values(&self.known)).map(|(d_x, known)| d_x + known).collect();
+        assert_close(&format!("d_x in two parts of {what}"), &results.d_x_known, &with_both, |i| {
+            rounded(with_both[i]) + of_gradient(i)
+        });
         assert_close(&format!("d_x without residual of {what}"), &results.d_x_alone, &d_x, |i| {
             rounded(d_x[i]) + of_gradient(i)
         });
     }
+}
+
+/// Rows of two parts.
+fn side_by_side<T: Storage>(parts: [&Buffer<T>; 2], [a_width, b_width]: [usize; 2]) -> Vec<f64> {
+    let [a, b] = parts.map(|part| values(&part.to_vec()));
+    let rows = a.chunks(a_width).enumerate();
+    rows.flat_map(|(row, a)| [a, &b[row * b_width..][..b_width]].concat()).collect()
 }
 
 struct Definition {
@@ -339,7 +366,11 @@ fn a_mean_far_from_zero_costs_no_digits() -> Result<(), LaunchError> {
 fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
     let together = Problem::<f16>::new(shape(2, 53, 80, 8, 3), true, 0.5);
     let bits = |results: &Results| -> Vec<u64> {
-        [&results.y, &results.d_x, &results.d_x_alone].into_iter().flatten().map(|x| x.to_bits()).collect()
+        [&results.y, &results.d_x, &results.d_x_alone, &results.d_x_known]
+            .into_iter()
+            .flatten()
+            .map(|x| x.to_bits())
+            .collect()
     };
     let image = together.x.len() / 2;
     let half = |numbers: &[f16]| numbers[image..].to_vec();
@@ -348,6 +379,7 @@ fn neither_order_nor_batch_changes_a_bit() -> Result<(), LaunchError> {
         x: half(&together.x),
         d_y: half(&together.d_y),
         residual: half(&together.residual),
+        known: half(&together.known),
         weight: together.weight.clone(),
         bias: together.bias.clone(),
         ..together

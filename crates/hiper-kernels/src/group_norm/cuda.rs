@@ -177,19 +177,45 @@ pub(crate) fn forward<G: Gpu>(
     Ok((y, statistics))
 }
 
-/// `residual` is added: the gradient that reaches the input around the normalisation.
+/// What becomes of a gradient while it is in registers.
+pub(crate) struct Onward<'a, G: Gpu> {
+    /// What is added: gradients that reach the input around the normalisation.
+    pub residuals: [Option<View<'a, G>>; 2],
+    /// Whether its first channels, so many, are to lie apart from the others.
+    pub own: Option<usize>,
+}
+
+/// The gradient to the input, and what is added to it.
 pub(crate) fn input_gradient<G: Gpu>(
+    gpu: &G,
+    norm: &GroupNormFunction,
+    inputs: [View<'_, G>; 2],
+    batch: usize,
+    grad_output: View<'_, G>,
+    residuals: [Option<View<'_, G>>; 2],
+) -> Result<Array<G>> {
+    let onward = Onward { residuals, own: None };
+    Ok(input_gradients(gpu, norm, inputs, batch, grad_output, onward)?.0)
+}
+
+/// The same, perhaps in two parts.
+pub(crate) fn input_gradients<G: Gpu>(
     gpu: &G,
     norm: &GroupNormFunction,
     [x, statistics]: [View<'_, G>; 2],
     batch: usize,
     grad_output: View<'_, G>,
-    residual: Option<View<'_, G>>,
-) -> Result<Array<G>> {
+    Onward { residuals: [residual, known], own }: Onward<'_, G>,
+) -> Result<(Array<G>, Option<Array<G>>)> {
     let blocks = Blocks::new(gpu, norm, x, batch)?;
-    let dx = gpu.alloc(x.dtype, x.len)?;
-    let mut pointers: Vec<Argument<'_, G>> =
-        vec![(&dx).into(), grad_output.into(), x.into(), residual.into(), statistics.into()];
+    let (pixels, channels) = (batch * blocks.pixels, norm.weight.len());
+    let first = own.unwrap_or(channels);
+    let dx = gpu.alloc(x.dtype, pixels * first)?;
+    let rest = own.map(|own| gpu.alloc(x.dtype, pixels * (channels - own))).transpose()?;
+    let given = [grad_output.into(), x.into()];
+    let added = [residual.into(), known.into(), statistics.into()];
+    let to = [(&dx).into(), rest.as_ref().into(), first.into()];
+    let mut pointers: Vec<Argument<'_, G>> = [&to[..], &given, &added].concat();
     let (affine, sizes, silu) = (blocks.affine(), blocks.sizes(), [blocks.silu.into()]);
     let partial = blocks.partial(gpu)?;
     if let Some(partial) = &partial {
@@ -199,7 +225,7 @@ pub(crate) fn input_gradient<G: Gpu>(
         pointers.push(partial.into());
     }
     gpu.launch(&blocks.launch("_gradient"), &[pointers.as_slice(), &affine, &sizes, &silu].concat())?;
-    Ok(dx)
+    Ok((dx, rest))
 }
 
 #[cfg(test)]

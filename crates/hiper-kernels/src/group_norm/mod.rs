@@ -119,7 +119,7 @@ impl FrozenFunction for GroupNormFunction {
     ) -> Result<Array<G>> {
         // A layer alone keeps nothing: the statistics are computed again. Blocks keep theirs.
         let (_, statistics) = cuda::forward(gpu, self, x, shape[0])?;
-        cuda::input_gradient(gpu, self, [x, statistics.view()], shape[0], grad_output, None)
+        cuda::input_gradient(gpu, self, [x, statistics.view()], shape[0], grad_output, [None; 2])
     }
 }
 

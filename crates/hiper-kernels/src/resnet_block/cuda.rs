@@ -5,6 +5,7 @@ use candle_core::Result;
 use super::{ResnetBlock, hidden_shape};
 use crate::gpu::product::Added;
 use crate::gpu::{Array, Gpu, View};
+use crate::group_norm::cuda::Onward;
 use crate::{conv2d, group_norm, linear};
 
 /// What the backward pass needs.
@@ -47,13 +48,15 @@ impl<G: Gpu> Pass<'_, G> {
         Ok((normed, Saved { hidden, statistics: [of_input, of_hidden] }))
     }
 
+    /// The gradient to the block's input, with what is `known` of it, or those to its first `own` channels and to the others.
     /// `saved`: computed again if it was not kept.
     pub(super) fn input_gradient(
         &self,
         x: View<'_, G>,
         saved: Option<&Saved<G>>,
         grad_output: View<'_, G>,
-    ) -> Result<Array<G>> {
+        (known, own): (Option<View<'_, G>>, Option<usize>),
+    ) -> Result<(Array<G>, Option<Array<G>>)> {
         let (gpu, batch) = (self.gpu, self.shape[0]);
         let ResnetBlock { norm1, conv1, norm2, conv2, conv_shortcut, .. } = self.block;
         let recomputed;
@@ -68,13 +71,14 @@ impl<G: Gpu> Pass<'_, G> {
         let shape = hidden_shape(&conv1.0, self.shape);
         let d = conv2d::cuda::input_gradient(gpu, &conv2.0, &shape, grad_output)?;
         let inputs = [hidden.view(), of_hidden.view()];
-        let d = group_norm::cuda::input_gradient(gpu, &norm2.0, inputs, batch, d.view(), None)?;
+        let d = group_norm::cuda::input_gradient(gpu, &norm2.0, inputs, batch, d.view(), [None; 2])?;
         let d = conv2d::cuda::input_gradient(gpu, &conv1.0, self.shape, d.view())?;
         let shortcut = conv_shortcut
             .as_ref()
             .map(|layer| linear::cuda::input_gradient(gpu, &layer.0, grad_output, None))
             .transpose()?;
         let around = Some(shortcut.as_ref().map_or(grad_output, Array::view));
-        group_norm::cuda::input_gradient(gpu, &norm1.0, [x, of_input.view()], batch, d.view(), around)
+        let onward = Onward { residuals: [around, known], own };
+        group_norm::cuda::input_gradients(gpu, &norm1.0, [x, of_input.view()], batch, d.view(), onward)
     }
 }

@@ -9,10 +9,12 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::conv2d::ConvFunction;
+use crate::elementwise::{concatenate, sum};
 use crate::error::check_shape;
 use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
 use crate::gpu::{
-    Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_optional_view, with_views,
+    Array, Card, Cuda, Gpu, Kept, check_dtype, check_same_dtype, dense, on_card, with_optional_view,
+    with_views,
 };
 use crate::linear::to_vec;
 use crate::tape::{Tape, Value};
@@ -54,12 +56,32 @@ impl ResnetBlock {
         if self.output_scale_factor == 1.0 { Ok(y) } else { y / self.output_scale_factor }
     }
 
-    /// The same on a tape.
+    /// The same on a tape. `x` are channels of one value, or of two side by side, as behind a skip connection.
     ///
     /// # Errors
     /// As [`ResnetBlock::forward`].
-    pub fn on(&self, tape: &mut Tape, x: &Value, time: Option<&Tensor>, memory: Memory) -> Result<Value> {
-        let y = tape.apply1(x, self.op(x.tensor(), x.is_tracked(), time, memory)?)?;
+    pub fn on(
+        &self,
+        tape: &mut Tape,
+        (x, skip): (&Value, Option<&Value>),
+        time: Option<&Tensor>,
+        memory: Memory,
+    ) -> Result<Value> {
+        let input = match skip {
+            Some(skip) => concatenate([x.tensor(), skip.tensor()], 3)?,
+            None => dense(x.tensor())?,
+        };
+        let arguments: Vec<&Value> = [x].into_iter().chain(skip).collect();
+        let tracked = arguments.iter().any(|value| value.is_tracked());
+        let op = self.op(&input, tracked, time, memory)?;
+        let y = input.apply_op1_no_bwd(&op)?;
+        let own = skip.map(|_| x.tensor().dim(3)).transpose()?;
+        let y = tape.adding_step(&arguments, y, move |d, known| {
+            let known_of_all = known[0].as_ref().filter(|_| own.is_none());
+            let (dx, dskip) = op.gradients([&input, d], known_of_all, own)?;
+            let Some(dskip) = dskip else { return Ok(vec![Some(dx)]) };
+            Ok(vec![Some(sum(known[0].as_ref(), dx)?), Some(sum(known[1].as_ref(), dskip)?)])
+        });
         if self.output_scale_factor == 1.0 { Ok(y) } else { tape.divide(&y, self.output_scale_factor) }
     }
 
@@ -148,15 +170,59 @@ impl Op {
         Ok((gpu.storage(y)?, hidden_shape(&self.block.conv1.0, shape).to_vec().into()))
     }
 
-    fn backward_on<G: Gpu>(&self, gpu: &G, x: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
+    /// That to `x`, with what is `known` of it; or those to its first `own` channels and to the others, of which nothing is.
+    fn gradients(
+        &self,
+        [x, grad_output]: [&Tensor; 2],
+        known: Option<&Tensor>,
+        own: Option<usize>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        if let Some(card) = Card::of(x.device())? {
+            return on_card!(card, gpu => self.gradients_on(&gpu, [x, grad_output], known, own));
+        }
+        let dx = sum(known, self.input_gradient_on_cpu(x, grad_output)?)?;
+        let Some(own) = own else { return Ok((dx, None)) };
+        Ok((dx.narrow(3, 0, own)?, Some(dx.narrow(3, own, x.dim(3)? - own)?)))
+    }
+
+    fn gradients_on<G: Gpu>(
+        &self,
+        gpu: &G,
+        [x, grad_output]: [&Tensor; 2],
+        known: Option<&Tensor>,
+        own: Option<usize>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let saved = self.kept.get().map(Kept::get).transpose()?;
-        let dx = with_views(gpu, [x, grad_output], |[x_view, dy]| {
-            with_optional_view(gpu, self.time.as_ref(), |time| {
-                let pass = cuda::Pass { gpu, block: &self.block, shape: x.dims(), time };
-                pass.input_gradient(x_view, saved, dy)
+        let (block, shape) = (&self.block, x.dims());
+        let (first, second) = with_views(gpu, [x, grad_output], |[x, dy]| {
+            with_optional_view(gpu, known, |known| {
+                with_optional_view(gpu, self.time.as_ref(), |time| {
+                    cuda::Pass { gpu, block, shape, time }.input_gradient(x, saved, dy, (known, own))
+                })
             })
         })?;
-        dx.into_tensor(gpu, x.dims())
+        let tensor = |array: Array<G>, channels| array.into_tensor(gpu, &[&shape[..3], &[channels]].concat());
+        let own = own.unwrap_or(shape[3]);
+        Ok((tensor(first, own)?, second.map(|second| tensor(second, shape[3] - own)).transpose()?))
+    }
+
+    fn input_gradient_on_cpu(&self, x: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
+        let shape = x.dims();
+        let dx = with_cpu_slices([x, grad_output], |[x, dy]| {
+            let ResnetBlock { norm1, conv1, norm2, conv2, conv_shortcut, .. } = &self.block;
+            let recomputed = if self.hidden.get().is_none() { Some(self.hidden(x, shape)) } else { None };
+            let hidden = recomputed.as_deref().or(self.hidden.get().map(Vec::as_slice)).unwrap_or_default();
+            let hidden_shape = hidden_shape(&conv1.0, shape);
+            let d = conv2d::cpu::input_gradient(&conv2.0, &hidden_shape, dy);
+            let d = group_norm::cpu::input_gradient(&norm2.0, hidden, shape[0], &d, None);
+            drop(recomputed);
+            let d = conv2d::cpu::input_gradient(&conv1.0, shape, &d);
+            let shortcut =
+                conv_shortcut.as_ref().map(|layer| linear::cpu::input_gradient(&layer.0, dy, None));
+            let around = Some(shortcut.as_deref().unwrap_or(dy));
+            group_norm::cpu::input_gradient(&norm1.0, x, shape[0], &d, around)
+        })?;
+        Tensor::from_vec(dx, shape, x.device())
     }
 }
 
@@ -195,29 +261,6 @@ impl CustomOp1 for Op {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad_output: &Tensor) -> Result<Option<Tensor>> {
-        if let Some(card) = Card::of(x.device())? {
-            return on_card!(card, gpu => self.backward_on(&gpu, x, grad_output).map(Some));
-        }
-        let shape = x.dims();
-        let dx = with_cpu_slices([x, grad_output], |[x, dy]| {
-            let ResnetBlock { norm1, conv1, norm2, conv2, conv_shortcut, .. } = &self.block;
-            let recomputed = if self.hidden.get().is_none() { Some(self.hidden(x, shape)) } else { None };
-            let hidden = recomputed.as_deref().or(self.hidden.get().map(Vec::as_slice)).unwrap_or_default();
-            let hidden_shape = hidden_shape(&conv1.0, shape);
-            let d = conv2d::cpu::input_gradient(&conv2.0, &hidden_shape, dy);
-            let d = group_norm::cpu::input_gradient(&norm2.0, hidden, shape[0], &d, None);
-            drop(recomputed);
-            let d = conv2d::cpu::input_gradient(&conv1.0, shape, &d);
-            let shortcut =
-                conv_shortcut.as_ref().map(|layer| linear::cpu::input_gradient(&layer.0, dy, None));
-            group_norm::cpu::input_gradient(
-                &norm1.0,
-                x,
-                shape[0],
-                &d,
-                Some(shortcut.as_deref().unwrap_or(dy)),
-            )
-        })?;
-        Ok(Some(Tensor::from_vec(dx, shape, x.device())?))
+        Ok(Some(self.gradients([x, grad_output], None, None)?.0))
     }
 }

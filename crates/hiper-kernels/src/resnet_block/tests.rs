@@ -3,6 +3,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::ResnetBlock;
 use crate::cpu::isa::Isa;
 use crate::gpu::host::on_host;
+use crate::tape::Tape;
 use crate::testing::{CARD_DTYPES, check, check_on_card, normals, rounded};
 use crate::{
     Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Memory, Padding, conv2d, group_norm, linear,
@@ -169,6 +170,42 @@ fn matches_the_definition_on_a_card() {
                 |x| block.forward(&x[0], Some(&time), memory),
                 |x| weights.definition(&x[0], [b, h, w]),
             );
+        }
+    }
+}
+
+/// Through a block, and through another with what came around it.
+fn with_skip(blocks: &[ResnetBlock; 2], time: &Tensor, x: &Tensor, memory: Memory) -> Result<Tensor> {
+    let mut tape = Tape::default();
+    let x = tape.input(x);
+    let h = blocks[0].on(&mut tape, (&x, None), Some(time), memory)?;
+    let y = blocks[1].on(&mut tape, (&h, Some(&x)), Some(time), memory)?;
+    tape.end(&y)
+}
+
+#[test]
+fn a_skip_connection_ends_beside_the_input() {
+    let (times, [b, h, w]) = (1, [2, 3, 4]);
+    for ([i, o], dtype) in [([4, 6], DType::F32), ([8, 16], DType::F16), ([8, 16], DType::BF16)] {
+        let weights = [[i, o], [o + i, o]].map(|channels| Weights::new(channels, times).rounded(dtype));
+        let definition = |x: &[Vec<f64>]| {
+            let hidden = weights[0].definition(&x[0], [b, h, w]);
+            let rows = hidden.chunks(o).zip(x[0].chunks(i));
+            let both: Vec<f64> = rows.flat_map(|(hidden, x)| [hidden, x].concat()).collect();
+            weights[1].definition(&both, [b, h, w])
+        };
+        let given = || {
+            let time = tensor(&weights[0].time, &[times, o]).to_dtype(dtype).unwrap();
+            (weights.each_ref().map(|weights| weights.block_of(dtype).unwrap()), time)
+        };
+        for memory in [Memory::Fast, Memory::Lean] {
+            let shapes: &[&[usize]] = &[&[b, h, w, i]];
+            let (blocks, time) = on_host(given);
+            check_on_card(dtype, shapes, |x| with_skip(&blocks, &time, &x[0], memory), definition);
+            if dtype == DType::F32 {
+                let (blocks, time) = given();
+                check(shapes, |x| with_skip(&blocks, &time, &x[0], memory), definition);
+            }
         }
     }
 }

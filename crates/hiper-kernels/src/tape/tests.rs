@@ -25,24 +25,26 @@ fn block(inputs: usize, outputs: usize) -> ResnetBlock {
     }
 }
 
-/// A skip connection around a block, beside another input: a value that is used twice, a concatenation, a division.
+/// A skip connection around a block, beside another input: a value that is used twice, concatenations, divisions.
 fn compare() {
-    let (down, up) = (block(4, 4), block(10, 4));
+    let (down, up, last) = (block(4, 4), block(8, 4), block(6, 4));
     let [x, other] =
         [(tensor(&[1, 3, 2, 4], 8)), (tensor(&[1, 3, 2, 2], 9))].map(|t| Var::from_tensor(&t).unwrap());
     let weights = tensor(&[1, 3, 2, 4], 10);
 
     let expected = {
-        let h = down.forward(&x, None, Memory::Fast).unwrap();
-        let joined = Tensor::cat(&[&h, x.as_tensor(), other.as_tensor()], 3).unwrap();
-        up.forward(&joined, None, Memory::Lean).unwrap()
+        let forward = |block: &ResnetBlock, parts: &[&Tensor], memory| {
+            block.forward(&Tensor::cat(parts, 3).unwrap(), None, memory).unwrap()
+        };
+        let h = forward(&down, &[&x], Memory::Fast);
+        let h = forward(&up, &[&h, &x], Memory::Lean);
+        forward(&last, &[&h, &other], Memory::Fast)
     };
     let mut tape = Tape::default();
     let [first, second] = [&x, &other].map(|var| tape.input(var.as_tensor()));
-    let h = down.on(&mut tape, &first, None, Memory::Fast).unwrap();
-    let skip = tape.concatenate([&h, &first], 3).unwrap();
-    let joined = tape.concatenate([&skip, &second], 3).unwrap();
-    let result = up.on(&mut tape, &joined, None, Memory::Lean).unwrap();
+    let h = down.on(&mut tape, (&first, None), None, Memory::Fast).unwrap();
+    let h = up.on(&mut tape, (&h, Some(&first)), None, Memory::Lean).unwrap();
+    let result = last.on(&mut tape, (&h, Some(&second)), None, Memory::Fast).unwrap();
     let got = tape.end(&result).unwrap();
 
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -70,7 +72,7 @@ fn a_network_without_gradients_is_not_recorded() {
     let x = tensor(&[1, 2, 2, 4], 1);
     let mut tape = Tape::default();
     let value = tape.input(&x);
-    let y = block(4, 4).on(&mut tape, &value, None, Memory::Fast).unwrap();
+    let y = block(4, 4).on(&mut tape, (&value, None), None, Memory::Fast).unwrap();
     assert!(tape.steps.is_empty() && tape.inputs.is_empty());
     assert!(!tape.end(&y).unwrap().track_op());
 }
@@ -86,10 +88,11 @@ fn a_result_that_no_input_reaches_has_no_gradient() {
 
 #[test]
 fn more_inputs_than_candle_takes_are_an_error() {
-    let vars = [1, 2, 3, 4].map(|seed| Var::from_tensor(&tensor(&[1, 1], seed)).unwrap());
-    let mut tape = Tape::default();
+    let vars = [1, 2, 3, 4].map(|seed| Var::from_tensor(&tensor(&[1, 1, 1, 2], seed)).unwrap());
+    let (mut tape, both) = (Tape::default(), block(4, 2));
     let [a, b, c, d] = vars.each_ref().map(|var| tape.input(var.as_tensor()));
-    let pairs = [[&a, &b], [&c, &d]].map(|pair| tape.concatenate(pair, 1).unwrap());
-    let all = tape.concatenate([&pairs[0], &pairs[1]], 1).unwrap();
+    let mut of = |a, b| both.on(&mut tape, (a, Some(b)), None, Memory::Fast).unwrap();
+    let pairs = [of(&a, &b), of(&c, &d)];
+    let all = of(&pairs[0], &pairs[1]);
     assert!(tape.end(&all).unwrap_err().to_string().contains("4 inputs"));
 }

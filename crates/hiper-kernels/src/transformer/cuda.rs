@@ -104,6 +104,8 @@ fn columns<G: Gpu>(array: &Array<G>, index: usize, width: usize, parts: usize) -
 pub(super) struct Wanted<'a, G: Gpu> {
     /// Whether the input needs a gradient.
     pub dx: bool,
+    /// What is known of it, to be added.
+    pub known_dx: Option<View<'a, G>>,
     /// How many of the context's last tokens do.
     pub tail: usize,
     /// What is known of theirs, to be added.
@@ -248,12 +250,12 @@ impl<G: Gpu> Pass<'_, G> {
             }
         };
         let Transformer { norm, proj_in, blocks, proj_out } = self.transformer;
-        let Wanted { dx: wants_dx, tail, known } = wanted;
+        let Wanted { dx: wants_dx, known_dx, tail, known } = wanted;
         let mut dtail: Option<Array<G>> = None;
         let mut d = linear::cuda::input_gradient(self.gpu, &proj_out.0, dy, None)?;
         for (i, (block, saved)) in blocks.iter().zip(&saved.blocks).enumerate().rev() {
             let known = dtail.as_ref().map(Array::view).or(known);
-            let wanted = Wanted { dx: wants_dx || i > 0, tail, known };
+            let wanted = Wanted { dx: wants_dx || i > 0, known_dx: None, tail, known };
             let (dx, dt) = self.block_backward(block, saved, d.view(), wanted)?;
             dtail = dt;
             match dx {
@@ -263,7 +265,8 @@ impl<G: Gpu> Pass<'_, G> {
         }
         let d = linear::cuda::input_gradient(self.gpu, &proj_in.0, d.view(), None)?;
         let inputs = [x, saved.statistics.view()];
-        let dx = group_norm::cuda::input_gradient(self.gpu, &norm.0, inputs, self.batch, d.view(), Some(dy))?;
+        let around = [Some(dy), known_dx];
+        let dx = group_norm::cuda::input_gradient(self.gpu, &norm.0, inputs, self.batch, d.view(), around)?;
         Ok((Some(dx), dtail))
     }
 

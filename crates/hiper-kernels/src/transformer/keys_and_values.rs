@@ -14,8 +14,13 @@ use crate::linear::LinearFunction;
 use crate::linear::cuda::Joined;
 use crate::tape::{Tape, Value};
 
-/// In how many parts a cross-attention leaves the gradients of a tail: one number for all, so that they are summed at once.
-const SPLITS: usize = 16;
+/// In how many parts a cross-attention leaves the gradients of a tail: one number for all, so that they are summed at once. A block
+/// has 16 tokens; a long tail has blocks enough in fewer parts.
+fn splits(tail: usize) -> usize {
+    (MOST_SPLITS / tail.div_ceil(16)).max(4)
+}
+
+const MOST_SPLITS: usize = 16;
 
 /// Keys and values of `[B, T, D]` for some blocks: `[B, T, O]`, where `O` has the keys of the first block, its values, those of the
 /// second, and so on.
@@ -30,7 +35,7 @@ pub(super) struct KeysAndValues {
 
 /// Those of the last `N` tokens' keys and values.
 struct Gradients {
-    /// `[SPLITS, B, N, O]`, in `f32`.
+    /// `[splits, B, N, O]`, in `f32`.
     parts: Kept,
     /// How many blocks have left theirs.
     blocks: usize,
@@ -45,7 +50,7 @@ impl KeysAndValues {
         let (dtype, batch) = (context.dtype(), context.dim(0)?);
         let takes = |attention: &TransformerAttention| {
             let head_dim = attention.to_k.0.out_features / attention.num_heads.max(1);
-            takes_parts(head_dim, dtype, batch, SPLITS)
+            takes_parts(head_dim, dtype, batch, MOST_SPLITS)
         };
         if !blocks.iter().all(|block| takes(&block.attn2)) {
             return Ok(None);
@@ -83,7 +88,7 @@ impl KeysAndValues {
         let Gradients { parts, .. } = gradients.ok_or_else(unfinished)?;
         on_card!(Card::needed(tail, "transformer")?, gpu => {
             let Some(layers) = Joined::of(&layers(&self.blocks))? else { return Err(unfinished()) };
-            let sums = sum_parts(&gpu, parts.get::<Array<_>>()?.view(), SPLITS, self.dtype)?;
+            let sums = sum_parts(&gpu, parts.get::<Array<_>>()?.view(), splits(tail.dim(1)?), self.dtype)?;
             layers.input_gradient(&gpu, sums.view(), None)?.into_tensor(&gpu, tail.dims())
         })
     }
@@ -119,17 +124,17 @@ impl OfBlock {
         leave: impl FnOnce(&TailParts<'_, G>) -> Result<R>,
     ) -> Result<R> {
         let Self { all, first_columns } = self;
-        let (width, mut gradients) = (all.width(), all.gradients());
+        let (width, splits, mut gradients) = (all.width(), splits(tail), all.gradients());
         let Gradients { parts, blocks } = match &mut *gradients {
             Some(begun) => begun,
             none => none.insert(Gradients {
-                parts: Kept::new(gpu.alloc(DType::F32, SPLITS * all.batch * tail * width)?),
+                parts: Kept::new(gpu.alloc(DType::F32, splits * all.batch * tail * width)?),
                 blocks: 0,
             }),
         };
         *blocks += 1;
         let parts = parts.get::<Array<G>>()?.view();
-        leave(&TailParts { parts, splits: SPLITS, width, first_columns: *first_columns })
+        leave(&TailParts { parts, splits, width, first_columns: *first_columns })
     }
 }
 
@@ -143,3 +148,6 @@ fn unfinished() -> candle_core::Error {
         "transformer: a gradient went past some of the blocks that the context was projected for".into(),
     )
 }
+
+#[cfg(test)]
+mod tests;

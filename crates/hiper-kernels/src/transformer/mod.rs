@@ -11,13 +11,14 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+use crate::elementwise::sum;
 use crate::error::{Error, check_shape};
 use crate::frozen::{FrozenFunction, check_device, cpu_slice, with_cpu_slices};
 use crate::gpu::{
     Array, Card, Cuda, Gpu, Kept, View, check_dtype, check_same_dtype, dense, on_card, with_optional_view,
     with_views,
 };
-use crate::tape::{AddingOp, Tape, Value};
+use crate::tape::{Tape, Value};
 use crate::{GroupNorm, LayerNorm, Linear, Memory};
 
 pub use context::Context;
@@ -94,13 +95,18 @@ impl Transformer {
         &self,
         tape: &mut Tape,
         x: &Value,
-        (context, tail): (&Context, &Value),
+        (context, text): (&Context, &Value),
         memory: Memory,
     ) -> Result<Value> {
-        let tokens = Value::constant(&context.tokens);
-        let op = self.op([x.tensor(), tokens.tensor()], [x.is_tracked(), tail.is_tracked()], memory)?;
-        let keys_and_values = context.keys_and_values.clone();
-        tape.apply3([x, &tokens, tail], Op { keys_and_values, ..op })
+        let tracked = [x.is_tracked(), text.is_tracked()];
+        let op = self.op([x.tensor(), &context.tokens], tracked, memory)?;
+        let op = Op { keys_and_values: context.keys_and_values.clone(), ..op };
+        let (input, tokens, tail) = (dense(x.tensor())?, dense(&context.tokens)?, dense(text.tensor())?);
+        let y = input.apply_op3_no_bwd(&tokens, &tail, &op)?;
+        Ok(tape.adding_step(&[x, text], y, move |d, known| {
+            let known = [known[0].as_ref(), known[1].as_ref()];
+            Ok(op.gradients([&input, &tokens, &tail], d, known)?.into())
+        }))
     }
 
     /// To be applied to `[x, context]` that fit, of which the first and the second's tail may have a gradient.
@@ -203,14 +209,16 @@ impl Op {
         gpu: &G,
         [x, context, grad_output]: [&Tensor; 3],
         tail: &Tensor,
-        known: Option<&Tensor>,
+        [known_dx, known]: [Option<&Tensor>; 2],
     ) -> Result<[Option<Tensor>; 2]> {
         let saved = self.kept.get().map(Kept::get).transpose()?;
         let tail_tokens = if self.track[1] { tail.dim(1)? } else { 0 };
         let (dx, dtail) = with_views(gpu, [x, context, grad_output], |[x_view, c_view, dy]| {
-            with_optional_view(gpu, known, |known| {
-                let wanted = Wanted { dx: self.track[0], tail: tail_tokens, known };
-                self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, wanted)
+            with_optional_view(gpu, known_dx, |known_dx| {
+                with_optional_view(gpu, known, |known| {
+                    let wanted = Wanted { dx: self.track[0], known_dx, tail: tail_tokens, known };
+                    self.pass(gpu, x.dims(), c_view, context.dims()).backward(x_view, saved, dy, wanted)
+                })
             })
         })?;
         let tensor =
@@ -278,23 +286,25 @@ impl CustomOp3 for Op {
         _y: &Tensor,
         grad_output: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok(self.gradients([x, context, tail], grad_output, None)?.into())
+        let [dx, dtail] = self.gradients([x, context, tail], grad_output, [None; 2])?;
+        Ok((dx, None, dtail))
     }
 }
 
-impl AddingOp for Op {
+impl Op {
+    /// Of `x` and of the tail, with what is known of them.
     fn gradients(
         &self,
         [x, context, tail]: [&Tensor; 3],
         grad_output: &Tensor,
-        known: Option<&Tensor>,
-    ) -> Result<[Option<Tensor>; 3]> {
+        known: [Option<&Tensor>; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
         let tensors = [x, context, grad_output];
         if let Some(card) = Card::of(x.device())? {
             let [dx, dtail] = on_card!(card, gpu => self.backward_on(&gpu, tensors, tail, known))?;
             // What is left with the keys and values is no tensor; any other says that there is a gradient.
             let left = self.keys_and_values.as_ref().filter(|_| self.track[1]).map(|_| tail.clone());
-            return Ok([dx, None, dtail.or(left)]);
+            return Ok([dx, dtail.or(left)]);
         }
         let wanted = (self.track[0], tail.dim(1)?);
         let (dx, dtail) = with_cpu_slices(tensors, |[x_data, c_data, dy]| {
@@ -302,10 +312,9 @@ impl AddingOp for Op {
             pass.backward(x_data, self.saved.get(), dy, wanted)
         })?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        let mut dtail = Tensor::from_vec(dtail, tail.shape(), tail.device())?;
-        if let Some(known) = known {
-            dtail = (known + dtail)?;
-        }
-        Ok([dx, None, self.track[1].then_some(dtail)])
+        let dtail = Tensor::from_vec(dtail, tail.shape(), tail.device())?;
+        let [known_dx, known] = known;
+        let dx = dx.map(|dx| sum(known_dx, dx)).transpose()?;
+        Ok([dx, self.track[1].then(|| sum(known, dtail)).transpose()?])
     }
 }

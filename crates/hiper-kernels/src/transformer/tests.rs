@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Context, Transformer, TransformerAttention, TransformerBlock};
 use crate::gpu::host::on_host;
@@ -11,22 +11,22 @@ use crate::{attention, geglu, group_norm, layer_norm, linear};
 
 /// The sizes of a transformer, and the type of its matrices.
 #[derive(Clone, Copy)]
-struct Sizes {
-    channels: usize,
-    context: usize,
-    heads: usize,
-    groups: usize,
-    blocks: u64,
-    dtype: DType,
+pub(super) struct Sizes {
+    pub channels: usize,
+    pub context: usize,
+    pub heads: usize,
+    pub groups: usize,
+    pub blocks: u64,
+    pub dtype: DType,
     /// Whether weights of one input lie one behind the other.
-    together: bool,
+    pub together: bool,
 }
 
 const SMALL: Sizes =
     Sizes { channels: 6, context: 5, heads: 2, groups: 3, blocks: 1, dtype: DType::F32, together: false };
 
 /// Of heads that a card has kernels for.
-const WIDE: Sizes =
+pub(super) const WIDE: Sizes =
     Sizes { channels: 64, context: 40, heads: 2, groups: 4, blocks: 1, dtype: DType::F16, together: true };
 
 impl Sizes {
@@ -37,7 +37,7 @@ impl Sizes {
         [rounded(self.dtype, &weight), rounded(self.dtype, &normals(outputs, seed + 1))]
     }
 
-    fn tensors(&self, seed: u64, inputs: usize, outputs: usize) -> [Tensor; 2] {
+    pub fn tensors(&self, seed: u64, inputs: usize, outputs: usize) -> [Tensor; 2] {
         let [weight, bias] = self.weights(seed, inputs, outputs);
         let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
         [weight.to_dtype(self.dtype).unwrap(), Tensor::from_vec(bias, outputs, &Device::Cpu).unwrap()]
@@ -76,7 +76,7 @@ impl Sizes {
         TransformerAttention { to_q, to_k, to_v, to_out, num_heads: self.heads }
     }
 
-    fn transformer(&self) -> Transformer {
+    pub fn transformer(&self) -> Transformer {
         let c = self.channels;
         let norm = |seed| LayerNorm::new(&self.vector(seed), &self.vector(seed + 1), 1e-5).unwrap();
         let block = |i: u64| {
@@ -195,7 +195,7 @@ fn the_gradient_to_the_context_does_not_need_one_to_the_input() {
 }
 
 /// A frozen head before the tails of a batch.
-struct Head {
+pub(super) struct Head {
     sizes: Sizes,
     values: Vec<f32>,
     batch: usize,
@@ -203,19 +203,19 @@ struct Head {
 }
 
 impl Head {
-    fn new(sizes: Sizes, batch: usize, tokens: usize) -> Self {
+    pub fn new(sizes: Sizes, batch: usize, tokens: usize) -> Self {
         let values = rounded(sizes.dtype, &normals(batch * tokens * sizes.context, 9));
         Self { sizes, values, batch, tokens }
     }
 
-    fn before(&self, tail: &Tensor) -> Result<Context> {
+    pub fn before(&self, tail: &Tensor) -> Result<Context> {
         let shape = (self.batch, self.tokens, self.sizes.context);
         let head = Tensor::from_slice(&self.values, shape, &Device::Cpu)?;
         Context::of_head_and_tail(&head.to_dtype(tail.dtype())?, tail)
     }
 
     /// Of two pixels.
-    fn definition(&self, x: &[f64], tails: &[f64]) -> Vec<f64> {
+    pub fn definition(&self, x: &[f64], tails: &[f64]) -> Vec<f64> {
         let width = self.sizes.context;
         let tail_len = tails.len() / self.batch;
         let of_each = self.values.chunks(self.tokens * width).zip(tails.chunks(tail_len));
@@ -284,103 +284,31 @@ fn a_card_computes_the_gradients_that_are_wanted() {
     );
 }
 
-/// Two transformers, one after the other, whose text layers all lie side by side; and their blocks.
-fn two_of(sizes: Sizes) -> ([Transformer; 2], Vec<Arc<TransformerBlock>>) {
-    let weights = |i: u64, of: u64| {
-        let [weight, bias] = sizes.tensors(1000 * (i + 1) + of, sizes.context, sizes.channels);
-        (weight.into(), Some(bias))
-    };
-    let of_one = || (0..sizes.blocks).flat_map(|i| [weights(i, 32), weights(i, 34)]);
-    let mut layers = Linear::all_side_by_side(of_one().chain(of_one()).collect()).unwrap().into_iter();
-    let mut transformer = || {
-        let mut transformer = sizes.transformer();
-        for block in &mut transformer.blocks {
-            let block = Arc::get_mut(block).unwrap();
-            (block.attn2.to_k, block.attn2.to_v) = (layers.next().unwrap(), layers.next().unwrap());
+/// A transformer and its input, added: the gradient that goes around is known before the transformer's.
+fn beside_its_input(transformer: &Transformer, context: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let (mut tape, context) = (Tape::default(), Context::whole(context));
+    let (x, text) = (tape.input(x), context.on(&mut tape)?);
+    let h = transformer.on(&mut tape, &x, (&context, &text), Memory::Fast)?;
+    let sum = (h.tensor() + x.tensor())?;
+    let y = tape.step(&[&h, &x], sum, |d| Ok(vec![Some(d.clone()), Some(d.clone())]));
+    tape.end(&y)
+}
+
+#[test]
+fn what_is_known_of_the_inputs_gradient_is_added() {
+    let definition = |sizes: Sizes| {
+        move |x: &[Vec<f64>]| -> Vec<f64> {
+            sizes.definition(&x[0], &x[1], [1, 4, 3]).iter().zip(&x[0]).map(|(y, x)| y + x).collect()
         }
-        transformer
     };
-    let both = [transformer(), transformer()];
-    let blocks = both.iter().flat_map(|transformer| transformer.blocks.clone()).collect();
-    (both, blocks)
-}
-
-/// `x` through some transformers, on a tape.
-fn through(transformers: &[Transformer], context: &Context, x: &Tensor, memory: Memory) -> Result<Tensor> {
-    let mut tape = Tape::default();
-    let (mut h, text) = (tape.input(x), context.on(&mut tape)?);
-    for transformer in transformers {
-        h = transformer.on(&mut tape, &h, (context, &text), memory)?;
-    }
-    tape.end(&h)
-}
-
-#[test]
-fn keys_and_values_of_all_blocks_are_computed_together_on_a_card() {
-    for (dtype, memory, blocks, [batch, tokens, tail]) in [
-        (DType::F16, Memory::Fast, 1, [2, 15, 5]),
-        (DType::F16, Memory::Lean, 2, [1, 72, 5]),
-        (DType::BF16, Memory::Fast, 2, [1, 2, 17]),
-    ] {
-        let sizes = Sizes { blocks, dtype, ..WIDE };
-        let (transformers, blocks) = on_host(|| two_of(sizes));
-        let head = Head::new(sizes, batch, tokens);
-        check_on_card(
-            dtype,
-            &[&[batch, 1, 2, sizes.channels], &[batch, tail, sizes.context]],
-            |x| {
-                let context = head.before(&x[1])?.project(&blocks)?;
-                assert!(context.keys_and_values.is_some());
-                through(&transformers, &context.project(&blocks)?, &x[0], memory)
-            },
-            |x| head.definition(&head.definition(&x[0], &x[1]), &x[1]),
-        );
-    }
-}
-
-#[test]
-fn what_no_kernel_takes_is_not_computed_together() {
-    let sizes = WIDE;
-    let projected = |sizes: Sizes, dtype: DType| {
-        on_host(|| {
-            let tokens = Tensor::zeros((1, 3, sizes.context), dtype, &Device::Cpu).unwrap();
-            Context::whole(&tokens).project(&two_of(sizes).1).unwrap().keys_and_values.is_some()
-        })
-    };
-    assert!(projected(sizes, DType::F16));
-    assert!(!projected(Sizes { channels: 48, ..sizes }, DType::F16));
-    assert!(!projected(Sizes { dtype: DType::F32, ..sizes }, DType::F32));
-    let tokens = Tensor::zeros((1, 3, sizes.context), DType::F32, &Device::Cpu).unwrap();
-    let on_cpu = Context::whole(&tokens).project(&two_of(Sizes { dtype: DType::F32, ..sizes }).1).unwrap();
-    assert!(on_cpu.keys_and_values.is_none());
-    let apart = on_host(|| {
-        let transformers = [sizes.transformer(), sizes.transformer()];
-        let blocks: Vec<_> = transformers.iter().flat_map(|transformer| transformer.blocks.clone()).collect();
-        Context::whole(&tokens.to_dtype(DType::F16).unwrap()).project(&blocks).unwrap()
-    });
-    assert!(apart.keys_and_values.is_none());
-}
-
-#[test]
-fn blocks_that_have_no_part_in_a_result_are_an_error() {
-    let sizes = WIDE;
-    on_host(|| {
-        let (transformers, blocks) = two_of(sizes);
-        let tensor = |shape: [usize; 3]| {
-            let values = Tensor::from_vec(normals(shape.iter().product(), 5), &shape, &Device::Cpu).unwrap();
-            Var::from_tensor(&values.to_dtype(DType::F16).unwrap()).unwrap()
-        };
-        let (x, text) = (tensor([1, 2, 64]).unsqueeze(0).unwrap(), tensor([1, 3, 40]));
-        let context = Context::whole(text.as_tensor()).project(&blocks).unwrap();
-        let y = |count: usize| through(&transformers[..count], &context, &x, Memory::Fast).unwrap();
-        assert!(y(2).sum_all().unwrap().backward().is_ok());
-        let error = y(1).sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(error.contains("went past some of the blocks"), "{error}");
-        assert!(y(2).sum_all().unwrap().backward().is_ok());
-        let others = Context::whole(text.as_tensor()).project(&blocks[..1]).unwrap();
-        let error = through(&transformers, &others, &x, Memory::Fast).unwrap_err().to_string();
-        assert!(error.contains("projected for other blocks"), "{error}");
-    });
+    let shapes = |sizes: Sizes| [vec![1, 2, 2, sizes.channels], vec![1, 3, sizes.context]];
+    let transformer = SMALL.transformer();
+    let [x, context] = shapes(SMALL);
+    check(&[&x, &context], |x| beside_its_input(&transformer, &x[1], &x[0]), definition(SMALL));
+    let transformer = on_host(|| WIDE.transformer());
+    let [x, context] = shapes(WIDE);
+    let on_card = |x: &[Tensor]| beside_its_input(&transformer, &x[1], &x[0]);
+    check_on_card(WIDE.dtype, &[&x, &context], on_card, definition(WIDE));
 }
 
 #[test]

@@ -49,8 +49,9 @@ impl ResnetBlock2D {
         Ok(self.block.forward(x, None, self.memory)?)
     }
 
-    /// `x [B, H, W, I]`; `time [B, O]` or `[1, O]`, its projection of the time embedding.
-    pub(crate) fn on(&self, tape: &mut Tape, x: &Value, time: &Tensor) -> Result<Value> {
+    /// `x [B, H, W, I]`, or, with what came over a skip connection, both of them side by side; `time [B, O]` or `[1, O]`, its
+    /// projection of the time embedding.
+    pub(crate) fn on(&self, tape: &mut Tape, x: (&Value, Option<&Value>), time: &Tensor) -> Result<Value> {
         Ok(self.block.on(tape, x, Some(time), self.memory)?)
     }
 }

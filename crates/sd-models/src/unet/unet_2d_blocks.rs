@@ -25,12 +25,13 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn resnet(&mut self, resnet: &ResnetBlock2D, x: &Value) -> Result<Value> {
+    /// Of `x`, or of that and what came over a skip connection.
+    fn resnet(&mut self, resnet: &ResnetBlock2D, x: &Value, skip: Option<&Value>) -> Result<Value> {
         let Some(time) = self.time.next() else {
             let (expected, got) = ("one for each residual block".into(), "fewer".into());
             return Err(Error::Argument { argument: "time_emb_proj", expected, got });
         };
-        resnet.on(&mut self.tape, x, &time)
+        resnet.on(&mut self.tape, (x, skip), &time)
     }
 
     fn attend(&mut self, attention: Option<&Transformer2DModel>, x: Value) -> Result<Value> {
@@ -183,7 +184,7 @@ impl DownBlock {
     pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
         let mut h = x.clone();
         for (i, resnet) in self.resnets.iter().enumerate() {
-            h = pass.resnet(resnet, &h)?;
+            h = pass.resnet(resnet, &h, None)?;
             h = pass.attend(self.attentions.get(i), h)?;
             pass.skips.push(h.clone());
         }
@@ -214,9 +215,9 @@ impl MidBlock {
     }
 
     pub(super) fn forward(&self, pass: &mut Pass<'_>, x: &Value) -> Result<Value> {
-        let h = pass.resnet(&self.first, x)?;
+        let h = pass.resnet(&self.first, x, None)?;
         let h = pass.attend(Some(&self.attention), h)?;
-        pass.resnet(&self.second, &h)
+        pass.resnet(&self.second, &h, None)
     }
 }
 
@@ -261,8 +262,7 @@ impl UpBlock {
                 let (expected, got) = ("as many layers up as down, and one".into(), "more".into());
                 return Err(Error::Argument { argument: "layers_per_block", expected, got });
             };
-            let both = pass.tape.concatenate([&h, &skip], 3)?;
-            h = pass.resnet(resnet, &both)?;
+            h = pass.resnet(resnet, &h, Some(&skip))?;
             h = pass.attend(self.attentions.get(i), h)?;
         }
         if let Some(upsampler) = &self.upsampler {
