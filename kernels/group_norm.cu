@@ -3,7 +3,7 @@
 // group_norm_partial_{f32,f16,bf16}           means and squared deviations of shares of the pixels
 // group_norm_{f32,f16,bf16}                   merges them: y = act(z), z = x̂ · weight + bias
 // group_norm_gradient_partial_{f32,f16,bf16}  sums of g and g · x̂ over shares of the pixels
-// group_norm_gradient_{f32,f16,bf16}          merges them: d_x = (g − mean(g) − x̂ · mean(g · x̂)) / √(σ² + eps) + residual
+// group_norm_gradient_{f32,f16,bf16}          merges them: d_x = (g − mean(g) − x̂ · mean(g · x̂)) / √(σ² + eps) + residual + known
 // group_norm_whole_{f32,f16,bf16}, group_norm_whole_gradient_{f32,f16,bf16}
 //                                             one launch for the first two, and for the last: a block has a whole group
 //
@@ -11,10 +11,11 @@
 //
 // Shapes  y, x, d_x, d_y, residual [B, pixels, channels]; weight, bias [channels] f32; statistics [B, groups, 2] f32: μ and
 //         1 / √(σ² + eps), which the forward kernels write for the gradient, may be null there; partial [B, groups, splits, 2] f32,
-//         between the two kernels of a pair. residual is the gradient that reaches the input around the normalisation; may
-//         be null. silu ≠ 0 asks for SiLU. y may be x, d_x may be d_y, x or residual. groups divides channels.
-//         Pointers are 16-byte aligned if channels (for a whole group, its own) is a multiple of 8; other widths go number by
-//         number.
+//         between the two kernels of a pair. residual and known are gradients that reach the input around the normalisation;
+//         each may be null. A gradient's first `own` channels are d_x [B, pixels, own], the others rest, which may be null if own is
+//         channels: then d_x may be d_y, x, residual or known. silu ≠ 0 asks for SiLU. y may be x. groups divides channels.
+//         Pointers are 16-byte aligned if channels (for a whole group, its own) and own are multiples of 8; other widths go
+//         number by number.
 // Types   f32 within. Means and squared deviations are updated, then merged, in a fixed order: no square of a mean is ever
 //         subtracted, and a result depends neither on the order of blocks nor on the batch.
 // Launch  grid: (splits, groups / 8 rounded up, B); 256 threads. The same splits, any number, for both kernels of a pair:

@@ -2,10 +2,10 @@
 // and read each other's sums.
 //
 // group_norm_sm90a_{f16,bf16}           y = act(z), z = x̂ · weight + bias
-// group_norm_sm90a_gradient_{f16,bf16}  d_x = (g − mean(g) − x̂ · mean(g · x̂)) / √(σ² + eps) + residual
+// group_norm_sm90a_gradient_{f16,bf16}  d_x = (g − mean(g) − x̂ · mean(g · x̂)) / √(σ² + eps) + residual + known
 //
-// Shapes  as group_norm.cu's, without partial. groups_of_block is 1, 2, 4 or 8. Pointers are 16-byte aligned if channels, and those
-//         of groups_of_block groups, are multiples of 8; other widths go number by number.
+// Shapes  as group_norm.cu's, without partial. groups_of_block is 1, 2, 4 or 8. Pointers are 16-byte aligned if channels, those of
+//         groups_of_block groups and own are multiples of 8; other widths go number by number.
 // Types   f32 within, as there. What a result is made of has an order: a thread's pixels, its warp's part of a share, the
 //         cluster's ranks. It depends neither on the order of blocks nor on the batch.
 // Launch  grid: (blocks of a cluster, groups / groups_of_block rounded up, B); 256 threads; a cluster is all blocks in x, 1 to 8, any

@@ -120,8 +120,13 @@ def text_encoder():
     return embed
 
 
-def latent_size(autoencoder):
-    return args.size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+def random_latents():
+    """As the model has them of a picture."""
+    from diffusers import AutoencoderKL
+
+    config = AutoencoderKL.load_config(args.model, subfolder="vae")
+    size = args.size // 2 ** (len(config["block_out_channels"]) - 1)
+    return channels_last(1, config["latent_channels"], size, size)
 
 
 def personalize():
@@ -180,9 +185,8 @@ def sampler(steps):
 def sample():
     import torch
 
-    text, network, autoencoder = text_encoder()("", TARGET), unet(), vae()
-    size = latent_size(autoencoder)
-    latents, steps = channels_last(1, 4, size, size), itertools.count()
+    text, network = text_encoder()("", TARGET), unet()
+    latents, steps = random_latents(), itertools.count()
     predict = compiled(lambda *inputs: network(*inputs, return_dict=False)[0])
     take = guided(predict, sampler(max(args.steps, 2)), text)
 
@@ -198,12 +202,11 @@ def edit():
     import torch
 
     embed, network, autoencoder, scheduler = text_encoder(), unet(), vae(), sampler(SAMPLING_STEPS)
-    size = latent_size(autoencoder)
     predict = compiled(lambda *inputs: network(*inputs, return_dict=False)[0])
     decode = compiled(lambda latents: autoencoder.decode(latents, return_dict=False)[0])
 
     def picture():
-        take, latents = guided(predict, scheduler, embed("", TARGET)), channels_last(1, 4, size, size)
+        take, latents = guided(predict, scheduler, embed("", TARGET)), random_latents()
         for i in range(SAMPLING_STEPS):
             latents = take(latents, i)
         decode(latents / autoencoder.config.scaling_factor).float().cpu()
@@ -215,8 +218,7 @@ def edit():
 def unet_inputs(config):
     import torch
 
-    size = args.size // 8
-    return channels_last(1, 4, size, size), torch.tensor([TIMESTEP]), torch.randn(1, 77, config.cross_attention_dim)
+    return random_latents(), torch.tensor([TIMESTEP]), torch.randn(1, 77, config.cross_attention_dim)
 
 
 def unet_forward():
@@ -241,8 +243,7 @@ def decode():
     import torch
 
     autoencoder = vae()
-    size = latent_size(autoencoder)
-    latents = channels_last(1, 4, size, size)
+    latents = random_latents()
     with torch.inference_mode():
         measure(lambda: autoencoder.decode(latents).sample)
 

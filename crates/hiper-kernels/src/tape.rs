@@ -188,17 +188,16 @@ impl Tape {
         for step in self.steps.iter().rev() {
             // Nothing needs a result that has no gradient.
             let Some(gradient) = gradients[step.result].take() else { continue };
-            let known = |argument: &Option<usize>| argument.and_then(|number| gradients[number].clone());
+            let mut known = |argument: &Option<usize>| argument.and_then(|number| gradients[number].take());
             let known: Vec<Option<Tensor>> =
-                if step.adds { step.arguments.iter().map(known).collect() } else { Vec::new() };
-            let parts = (step.back)(&gradient, &known)?;
-            for (argument, part) in step.arguments.iter().zip(parts) {
+                if step.adds { step.arguments.iter().map(&mut known).collect() } else { Vec::new() };
+            let parts = (step.back)(&gradient, &known)?.into_iter();
+            for (i, (argument, part)) in step.arguments.iter().zip(parts).enumerate() {
+                // What is known and was not added to stands.
+                let part = part.or_else(|| known.get(i).cloned().flatten());
                 let (Some(argument), Some(part)) = (argument, part) else { continue };
                 let sum = &mut gradients[*argument];
-                *sum = Some(match sum.take() {
-                    Some(known) if !step.adds => elementwise::add(&known, &part)?,
-                    _ => part,
-                });
+                *sum = Some(elementwise::sum(sum.take().as_ref(), part)?);
             }
         }
         Ok(self.inputs.iter().map(|(_, number)| gradients[*number].take()).collect())

@@ -68,6 +68,24 @@ fn gradients_are_those_of_candles_graph() {
 }
 
 #[test]
+fn a_value_may_be_both_parts_of_an_input() {
+    let (down, up) = (block(4, 4), block(8, 4));
+    let x = Var::from_tensor(&tensor(&[1, 3, 2, 4], 8)).unwrap();
+    let gradient = |y: Tensor| {
+        let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let h = down.forward(&x, None, Memory::Fast).unwrap();
+    let expected = gradient(up.forward(&Tensor::cat(&[&h, &h], 3).unwrap(), None, Memory::Fast).unwrap());
+    let mut tape = Tape::default();
+    let first = tape.input(x.as_tensor());
+    let h = down.on(&mut tape, (&first, None), None, Memory::Fast).unwrap();
+    let y = up.on(&mut tape, (&h, Some(&h)), None, Memory::Fast).unwrap();
+    let got = gradient(tape.end(&y).unwrap());
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0)));
+}
+
+#[test]
 fn a_network_without_gradients_is_not_recorded() {
     let x = tensor(&[1, 2, 2, 4], 1);
     let mut tape = Tape::default();
