@@ -21,7 +21,8 @@ pub(super) struct Tile {
     pub columns: usize,
     threads: usize,
     shared_bytes: [usize; 2],
-    /// Clocks of a step.
+    /// Channels of a step, and its clocks.
+    depth: usize,
     clocks: usize,
 }
 
@@ -32,6 +33,7 @@ const SMALL: Tile = Tile {
     columns: 64,
     threads: 128,
     shared_bytes: [50_688, 53_760],
+    depth: 64,
     clocks: 400,
 };
 
@@ -58,6 +60,7 @@ const HOPPERS: [Tile; 4] = [
         threads: 256,
         shared_bytes: [231_488; 2],
         clocks: 1400,
+        ..SMALL
     },
     Tile {
         prefix: "product_sm90a",
@@ -67,6 +70,7 @@ const HOPPERS: [Tile; 4] = [
         threads: 256,
         shared_bytes: [186_448; 2],
         clocks: 770,
+        ..SMALL
     },
     Tile {
         prefix: "product_sm90a",
@@ -90,11 +94,9 @@ pub(crate) fn in_clusters() -> Launch {
     Launch { threads, shared_bytes: shared_bytes[0], cluster: 4, ..launch }
 }
 
-/// For numbers of channels that are no eights, and for `f32`. Its own steps are 16 channels deep and take 800 clocks.
-const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], clocks: 4 * 800, ..SMALL };
-
-/// Channels of a step.
-const DEPTH: usize = 64;
+/// For numbers of channels that are no eights, and for `f32`.
+/// A step goes from one tap's channels to the next's.
+const PLAIN: Tile = Tile { suffix: "", shared_bytes: [10_240; 2], depth: 16, clocks: 800, ..SMALL };
 
 /// Steps of a split at least: fewer would not hide the way from memory.
 const MIN_STEPS: usize = 4;
@@ -170,11 +172,8 @@ impl<'a> Work<'a> {
             (false, false) => &[PLAIN],
         };
         let tiles = tiles.iter().filter(|tile| self.shared_bytes(tile) <= chip.shared_bytes);
-        let steps = self.steps();
-        let splits =
-            (1..=MAX_SPLITS).filter(|&splits| splits == 1 || self.splits && steps >= splits * MIN_STEPS);
-        let choices = splits.flat_map(|splits| tiles.clone().map(move |&tile| (tile, splits)));
-        let choices = choices.filter(|&(tile, splits)| splits == 1 || self.tiles(tile) <= COUNTERS);
+        let choices = (1..=MAX_SPLITS).flat_map(|splits| tiles.clone().map(move |&tile| (tile, splits)));
+        let choices = choices.filter(|&(tile, splits)| splits == 1 || self.can_be_split(tile, splits));
         let plans = choices.flat_map(|(tile, splits)| {
             let sizes = TOGETHER.iter().filter(move |&&together| self.can_be_together(chip, tile, together));
             sizes.map(move |&together| Plan { tile, splits, together })
@@ -201,6 +200,10 @@ impl<'a> Work<'a> {
         tile.shared_bytes[self.direction as usize]
     }
 
+    fn can_be_split(&self, tile: Tile, splits: usize) -> bool {
+        self.splits && self.steps(tile) >= splits * MIN_STEPS && self.tiles(tile) <= COUNTERS
+    }
+
     /// Whether blocks with the same weights are whole clusters of so many.
     fn can_be_together(&self, chip: Chip, tile: Tile, size: usize) -> bool {
         let down = self.blocks_down(tile);
@@ -217,18 +220,20 @@ impl<'a> Work<'a> {
         let waves = blocks.div_ceil(chip.at_once(together));
         // Bytes of a clock that the second-level cache has for a block.
         let share = (32 * chip.multiprocessors / blocks.min(chip.multiprocessors)).min(64);
-        let copied = (tile.rows + tile.columns / together) * DEPTH * 2;
+        let copied = (tile.rows + tile.columns / together) * tile.depth * self.dtype.size_in_bytes();
         let step = tile.clocks.max(copied / share);
         let sum = if splits > 1 { ARRIVAL + (1 + splits) * tile.rows * tile.columns * 4 / BYTES } else { 0 };
         // They pass through shared memory as f32; are written, and as many perhaps added, in two bytes each.
         let results = tile.rows * tile.columns * 8 / 128 + tile.rows * tile.columns * 4 / share;
-        waves * (self.steps().div_ceil(splits) * step + BLOCK + results) + sum
+        waves * (self.steps(tile).div_ceil(splits) * step + BLOCK + results) + sum
     }
 
     /// Of a phase.
-    fn steps(&self) -> usize {
+    fn steps(&self, tile: Tile) -> usize {
         let (Geometry { kernel, .. }, (_, _, _, channels)) = (*self.geometry, self.sides());
-        (kernel[0] * kernel[1]).div_ceil(self.phases()) * channels.div_ceil(DEPTH)
+        let taps = (kernel[0] * kernel[1]).div_ceil(self.phases());
+        let plain = tile.depth == PLAIN.depth;
+        if plain { (taps * channels).div_ceil(tile.depth) } else { taps * channels.div_ceil(tile.depth) }
     }
 
     fn phases(&self) -> usize {

@@ -65,6 +65,9 @@ fn layers_of_sd15(direction: Direction) -> Vec<Geometry> {
             block(size, inputs, width, size > 8);
         }
     }
+    // The last, and the first, to whose input nothing has to come back.
+    layers.push(conv(64, 320, 4, 3));
+    layers.extend((direction == Direction::Forward).then(|| conv(64, 4, 320, 3)));
     // Between the sizes.
     for (size, width) in [(32, 320), (16, 640), (8, 1280)] {
         layers.push(Geometry { input: [2 * size; 2], stride: 2, ..conv(size, width, width, 3) });
@@ -88,8 +91,9 @@ fn products_of_a_step_are_predicted() {
                 convolution => Geometry { images: batch, ..convolution },
             });
             let clocks = layers.map(|geometry| {
-                let work = Work::new(direction, &geometry, DType::F16, packed);
-                work.plan(Chip::H100, true).map_or(0, |plan| work.clocks(Chip::H100, plan))
+                let in_eights = [geometry.inputs, geometry.outputs].iter().all(|n| n.is_multiple_of(8));
+                let work = Work::new(direction, &geometry, DType::F16, packed && in_eights);
+                work.clocks(Chip::H100, work.plan(Chip::H100, true).expect("a plan"))
             });
             format!("{:.1}", clocks.sum::<usize>() as f64 / CLOCKS / 1e3)
         })
@@ -97,7 +101,7 @@ fn products_of_a_step_are_predicted() {
     assert_eq!(predicted(1, true), ["1.8", "1.8"]);
     assert_eq!(predicted(1, false), ["2.6", "2.5"]);
     assert_eq!(predicted(2, true)[0], "2.8");
-    assert_eq!(predicted(8, true), ["8.7", "8.2"]);
+    assert_eq!(predicted(8, true), ["8.8", "8.3"]);
 }
 
 /// Not all cards have the shared memory that the largest tiles ask for.
