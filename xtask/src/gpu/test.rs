@@ -20,7 +20,8 @@ pub struct Args {
     /// On the CPU, with the C++ compiler's sanitizer in the kernels
     #[arg(long, conflicts_with_all = ["gpu", "require_gpu", "stand_in"], value_name = "FOR")]
     sanitize: Option<Sanitizer>,
-    /// With --sanitize the operators' tests too, whose launching code says what kernels are given: some minutes more
+    /// With --sanitize the operators' tests too, whose launching code says what kernels are given: some minutes more, with thread
+    /// twenty
     #[arg(long, requires = "sanitize")]
     operators: bool,
 }
