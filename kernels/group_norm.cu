@@ -69,11 +69,7 @@ DEVICE void group_norm(T* y, float* statistics, const T* x, const float* partial
             float2 part = load_partial(partial, tile, group, split);
             return {static_cast<float>(tile.depth) * tile.pixels_of(split, pixels), part.x, part.y};
         });
-        float2 both = normaliser(moments, eps);
-        if (threadIdx.x % 32 == 0) {
-            of_group[group] = both;
-            if (statistics != nullptr && blockIdx.x == 0) store_vector(statistics + (tile.group + group) * 2, both);
-        }
+        leave_normaliser(tile, group, moments, eps, of_group, statistics);
     }
     __syncthreads();
     normalise<N, AT_ONCE, SILU>(tile, y, x, of_group, weight, bias, channels);

@@ -154,9 +154,12 @@ DEVICE Moments moments_of(const Tile& tile, int group, int part = 0, int parts =
     });
 }
 
-// What normalises: of a group's moments, mean and inverse deviation.
-DEVICE float2 normaliser(const Moments& moments, float eps) {
-    return {moments.mean, 1.0f / sqrtf(moments.squares / moments.count + eps)};
+// A warp leaves what normalises a group, mean and inverse deviation, for the block, and for the gradient if that wants it.
+DEVICE void leave_normaliser(const Tile& tile, int group, const Moments& moments, float eps, float2* of_group, float* statistics) {
+    if (threadIdx.x % 32 != 0) return;
+    float2 both = {moments.mean, 1.0f / sqrtf(moments.squares / moments.count + eps)};
+    of_group[group] = both;
+    if (statistics != nullptr && blockIdx.x == 0) store_vector(statistics + (tile.group + group) * 2, both);
 }
 
 // y, from a group's mean and inverse deviation, which of_group has for each of the block's.

@@ -85,11 +85,7 @@ DEVICE void group_norm(T* y, float* statistics, const T* x, const float* weight,
     float2* of_group = shared<Moments>().of_group;
     if (group < tile.groups) {
         Moments moments = unite(work.fetched_of_group(), [&](int i) { return work.fetched<Moments>(group, i); });
-        float2 both = normaliser(moments, eps);
-        if (threadIdx.x % 32 == 0) {
-            of_group[group] = both;
-            if (statistics != nullptr && blockIdx.x == 0) store_vector(statistics + (tile.group + group) * 2, both);
-        }
+        leave_normaliser(tile, group, moments, eps, of_group, statistics);
     }
     __syncthreads();
     normalise<N, WRITTEN, SILU>(tile, y, x, of_group, weight, bias, channels);
