@@ -40,11 +40,13 @@ pub fn run(part: Part, args: &Args) -> Result<()> {
         Ok(ModelFiles::from_dir(args.model.as_ref().context("--worker needs --model")?)?)
     };
     let device = &Device::Cpu;
-    match part {
+    // As `hiper` does: from outside its threads every operator would wake one and wait for it.
+    rayon::scope(|_| match part {
         Part::Operators => operators::measure(args.steps),
         Part::Unet => {
             let unet = UNet2DConditionModel::load(&files()?, device)?;
-            let latents = filled(&[1, unet.config().in_channels, args.size / 8, args.size / 8])?;
+            let size = args.size / AutoencoderKl::load(&files()?, device)?.config().vae_scale_factor();
+            let latents = filled(&[1, unet.config().in_channels, size, size])?;
             let text = filled(&[1, TOKENS, unet.cross_attention_dim()])?;
             steps(args.steps, || Ok(unet.forward(&latents, &[TIMESTEP], &text)?))
         }
@@ -59,7 +61,7 @@ pub fn run(part: Part, args: &Args) -> Result<()> {
             let latents = filled(&[1, vae.config().latent_channels, size, size])?;
             steps(args.steps, || Ok(vae.decode(&latents)?))
         }
-    }
+    })
 }
 
 fn steps(count: usize, step: impl Fn() -> Result<Tensor>) -> Result<()> {
