@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::Result;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use super::isa::Isa;
 use super::microkernel::{COLS, prefetch, transpose_16x16, widen};
@@ -36,14 +37,43 @@ impl Matrix {
         Self { values: Values::F32(Stored::Own([].into())), rows: 0, width: 0 }
     }
 
+    fn view(&self) -> View<'_> {
+        let numbers = match &self.values {
+            Values::F32(values) => Numbers::F32(values),
+            Values::F16(values) => Numbers::F16(values),
+            Values::BF16(values) => Numbers::BF16(values),
+        };
+        View { numbers, rows: self.rows, width: self.width }
+    }
+}
+
+/// A matrix whose numbers have been found: where they lie costs something to ask.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    numbers: Numbers<'a>,
+    rows: usize,
+    width: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Numbers<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+/// Columns that are transposed in one go: some lines of a row.
+const STRIP: usize = 64;
+
+impl View<'_> {
     /// Columns of a row: where they lie, or widened into `buffer`.
     fn row<'a>(&'a self, isa: Isa, row: usize, columns: Range<usize>, buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..columns.len()];
         let at = row * self.width + columns.start..row * self.width + columns.end;
-        match &self.values {
-            Values::F32(values) => return &values[at],
-            Values::F16(values) => widen(isa, &values[at], buffer),
-            Values::BF16(values) => values[at].convert_to_f32_slice(buffer),
+        match self.numbers {
+            Numbers::F32(values) => return &values[at],
+            Numbers::F16(values) => widen(isa, &values[at], buffer),
+            Numbers::BF16(values) => values[at].convert_to_f32_slice(buffer),
         }
         buffer
     }
@@ -55,24 +85,22 @@ impl Matrix {
             return;
         }
         let at = row * self.width + columns.start..row * self.width + end;
-        match &self.values {
-            Values::F32(values) => prefetch(&values[at]),
-            Values::F16(values) => prefetch(&values[at]),
-            Values::BF16(values) => prefetch(&values[at]),
+        match self.numbers {
+            Numbers::F32(values) => prefetch(&values[at]),
+            Numbers::F16(values) => prefetch(&values[at]),
+            Numbers::BF16(values) => prefetch(&values[at]),
         }
     }
 
     /// At most 32 rows, transposed to `[columns, 32]`, zeros in place of missing rows.
     fn transpose(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        /// Columns at a time: some lines of a row.
-        const STRIP: usize = 64;
         /// Columns transposed by one call.
         const SIDE: usize = 16;
         let mut strip = [0f32; COLS * STRIP];
         for (first, out) in columns.clone().step_by(STRIP).zip(out.chunks_mut(STRIP * COLS)) {
             let columns = first..(first + STRIP).min(columns.end);
-            let (src, stride) = match &self.values {
-                Values::F32(values) => (&values[rows.start * self.width + first..], self.width),
+            let (src, stride) = match self.numbers {
+                Numbers::F32(values) => (&values[rows.start * self.width + first..], self.width),
                 _ => {
                     for (row, strip) in rows.clone().zip(strip.chunks_exact_mut(STRIP)) {
                         self.row(isa, row, columns.clone(), strip);
@@ -180,12 +208,19 @@ impl Rhs<'_> {
     pub(crate) fn pack(&self, isa: Isa, panels: Range<usize>, k: Range<usize>, out: &mut [f32]) {
         match self {
             Self::Forward(matrix) => {
+                let matrix = matrix.view();
+                let first_strip = |panel: usize| {
+                    let rows = panel * COLS..(panel + 1) * COLS;
+                    rows.for_each(|row| matrix.prefetch(row, k.start..k.start + STRIP));
+                };
+                first_strip(panels.start);
                 for (panel, out) in panels.zip(out.chunks_exact_mut(k.len() * COLS)) {
+                    first_strip(panel + 1);
                     let rows = panel * COLS..((panel + 1) * COLS).min(matrix.rows);
                     matrix.transpose(isa, rows, k.clone(), out);
                 }
             }
-            Self::Gradient(matrix) => matrix.copy(isa, k, panels, out),
+            Self::Gradient(matrix) => matrix.view().copy(isa, k, panels, out),
         }
     }
 
@@ -194,7 +229,7 @@ impl Rhs<'_> {
     pub(crate) fn pack_taps(&self, isa: Isa, panel: usize, k: Range<usize>, out: &mut [f32]) {
         match self {
             Self::Forward(_) => self.pack(isa, panel..panel + 1, k.start * TAPS..k.end * TAPS, out),
-            Self::Gradient(matrix) => matrix.copy_taps(isa, k, panel, out),
+            Self::Gradient(matrix) => matrix.view().copy_taps(isa, k, panel, out),
         }
     }
 }
