@@ -30,9 +30,9 @@ DEVICE unsigned cluster_rank() {
     return rank;
 }
 
-// A barrier of all threads of a cluster, behind which they see what the others did before it: of begun Barriers alone, which takes
-// less time, or of everything.
-DEVICE void cluster_arrive_begun() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+// A barrier of all threads of a cluster, behind which they see what the others wrote before it; or, relaxed, which takes less time,
+// begun Barriers alone.
+DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

@@ -64,7 +64,7 @@ struct Work {
         cluster_wait();
         if (thread < cells) shared<V>().all[thread] = load_from_rank(shared<V>().own + thread % WARPS, thread / WARPS);
         __syncwarp();
-        cluster_arrive_begun();  // what was read is here, and nobody has to see anything
+        cluster_arrive_relaxed();  // what was read is here, and nobody has to see anything
         __syncthreads();
     }
     // Of all blocks, part by part, in the order of their ranks.

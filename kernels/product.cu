@@ -94,6 +94,9 @@ template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int PITCH = D == Direction::Forward ? DEPTH : COLUMNS + 8;
     static constexpr int SIZE = (D == Direction::Forward ? COLUMNS : DEPTH) * PITCH;
 
+    // Beside the products of 16 channels each but the last: what copies compute their addresses with is scheduled between products,
+    // and has no branch in it.
+    static constexpr int PARTS = DEPTH / 16 - 1;
     static constexpr int PIECE = 64, DOWN = D == Direction::Forward ? COLUMNS : DEPTH;
     static constexpr int ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + PIECE - 1) / PIECE;
 
@@ -121,7 +124,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
             tile += swizzled(first, piece);
             w += static_cast<int64_t>(row) * p.w_stride + channel;
 #pragma unroll
-            for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+            for (int copy = begin_of_part<Weights>(COPIES, part); copy < begin_of_part<Weights>(COPIES, part + 1); ++copy) {
                 int i = copy * AT_ONCE;
                 cp_async_16(tile + i * DEPTH, w + static_cast<int64_t>(i) * p.w_stride, channel < p.channels && row + i < p.n, wanted);
             }
@@ -132,7 +135,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
             tile += first * PITCH + piece * 8;
             w += static_cast<int64_t>(row) * p.w_stride + column;
 #pragma unroll
-            for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
+            for (int copy = begin_of_part<Weights>(COPIES, part); copy < begin_of_part<Weights>(COPIES, part + 1); ++copy) {
                 int i = copy * AT_ONCE;
                 bool mine = (Shape::THREADS % PIECES == 0 || first < AT_ONCE) && (i + AT_ONCE <= DEPTH || i + first < DEPTH);
                 cp_async_16(tile + i * PITCH, w + static_cast<int64_t>(i) * p.w_stride, column < p.n && row + i < p.channels,
@@ -178,7 +181,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) block.load(Right(), step, part);
+        for (int part = 0; part < Right::PARTS; ++part) block.load(Right(), step, part);
     }
     cp_async_wait<STAGES - 2>();
     __syncthreads();

@@ -10,10 +10,8 @@
 
 constexpr int DEPTH = 64;
 
-// A step's copies begin in parts, beside the products of 16 channels each but the last: what they compute their addresses with
-// is scheduled between products, and has no branch in it.
-constexpr int PARTS = DEPTH / 16 - 1;
-DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part / PARTS; }
+// A step's copies may begin in Right::PARTS parts.
+template <typename Right> DEVICE constexpr int begin_of_part(int copies, int part) { return copies * part / Right::PARTS; }
 
 // Rows of DEPTH numbers in shared memory: piece i of 16 bytes lies at i ^ (row % 8), so that the eight rows of a matrix that
 // tensor cores read lie in different banks.
@@ -71,22 +69,24 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     DEVICE_MEMBER T* right(int step) const { return left(step) + ROWS * DEPTH; }
 
     // Starts to copy a part of a step: all steps in order, all parts in order. Each step closes a group of copies, which is empty
-    // behind the last step.
+    // behind the last step. A part's rows are read together, and its weights asked for first, which come from further away.
     DEVICE_MEMBER void load(const Right& weights, int step, int part) {
         bool wanted = step < count;
         if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
         T* to = left(step) + swizzled(copied_row, piece);
         int channel = next_channel + piece * 8;
         const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
+        int first = begin_of_part<Right>(COPIES, part), end = begin_of_part<Right>(COPIES, part + 1);
+        Row found[COPIES];
 #pragma unroll
-        for (int copy = begin_of_part(COPIES, part); copy < begin_of_part(COPIES, part + 1); ++copy) {
-            int i = copy * AT_ONCE;
-            Row row = load_vector<Row>(rows + copied_row + i);
-            bool exists = channel < p.channels && (row.existing & tap.bits) == tap.bits;
-            cp_async_16(to + i * DEPTH, from + static_cast<int64_t>(row.pixel) * p.a_stride, exists, wanted);
-        }
+        for (int copy = first; copy < end; ++copy) found[copy] = load_vector<Row>(rows + copied_row + copy * AT_ONCE);
         weights.load(*this, step, part, wanted);
-        if (part < PARTS - 1) return;
+#pragma unroll
+        for (int copy = first; copy < end; ++copy) {
+            bool exists = channel < p.channels && (found[copy].existing & tap.bits) == tap.bits;
+            cp_async_16(to + copy * AT_ONCE * DEPTH, from + static_cast<int64_t>(found[copy].pixel) * p.a_stride, exists, wanted);
+        }
+        if (part < Right::PARTS - 1) return;
         cp_async_commit();
         next_channel += DEPTH;
         if (next_channel >= p.channels) next_channel = 0, ++next_tap;

@@ -60,7 +60,7 @@ template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
 // The weights of a step, as they lie in memory: lines of pieces of 8 outputs × 8 inputs. Forward: a line has the step's channels for
 // 8 results. Gradient: all results for 8 channels.
 template <typename T, Direction D, typename Shape> struct Weights {
-    static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH;
+    static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH, PARTS = 1;
     static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN;
 
     // The columns of a GEGLU's block are the same of both halves: those of the first, then those of the second.
@@ -105,8 +105,8 @@ template <typename T, Direction D, typename Shape> struct Weights {
           line((threadIdx.x % 32 * (Shape::THREADS / 32) + threadIdx.x / 32) * together + cluster_rank()) {}
 
     // Starts to copy a step, if there is one: for all blocks together, each a share of it.
-    template <typename B> DEVICE_MEMBER void load(const B& block, int step, int part, bool wanted) const {
-        if (part < PARTS - 1 || !wanted) return;
+    template <typename B> DEVICE_MEMBER void load(const B& block, int step, int /* part */, bool wanted) const {
+        if (!wanted) return;
         int channel = block.next_channel, bytes = pieces(block, channel) * PIECE * int(sizeof(T));
         if (threadIdx.x == 0) expect(arrived(block, step), (lines(block, channel) << halvings(block.p)) * bytes);
         if (together > 1) wait_for(done(block, step), is_odd(step) ^ 1);
@@ -178,17 +178,12 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         }
     }
     block.prepare(AHEAD);
-    cluster_arrive_begun();
+    cluster_arrive_relaxed();
     cluster_wait();
     take_turn();
     if (p.channels % DEPTH != 0) Right::clear(block);
-    auto load = [&](int step) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) block.load(weights, step, part);
-    };
-
-#pragma unroll
-    for (int step = 0; step < AHEAD; ++step) load(step);
+    for (int step = 0; step < AHEAD; ++step) block.load(weights, step, 0);
 
     constexpr int EIGHTHS = Shape::WIDTH / 8, INSTRUCTIONS = Shape::COLUMNS / Shape::WIDTH;
     Sums<Shape::WIDTH> sums[INSTRUCTIONS] = {};
@@ -209,14 +204,16 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
             }
         }
         warpgroup_commit();
-        load(step + AHEAD);
+        block.load(weights, step + AHEAD, 0);
         warpgroup_wait<1>();
         __syncwarp();
+        // Each arrival is waited for where the stage is filled again: none comes to a block that has ended.
         int lane = threadIdx.x % 32;
-        if (step > 0 && together > 1 && lane < together) arrive_at(Right::done(block, step - 1), lane);
+        bool filled_again = step > 0 && step - 1 + Shape::STAGES < block.count;
+        if (filled_again && together > 1 && lane < together) arrive_at(Right::done(block, step - 1), lane);
     }
     __syncwarp();  // the cluster's barrier wants whole warps
-    cluster_arrive();
+    cluster_arrive_relaxed();  // what others have copied here has come
     warpgroup_wait<0>();
 #pragma unroll
     for (int i = 0; i < INSTRUCTIONS; ++i) pin(sums[i]);
@@ -230,7 +227,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
     if (D == Direction::Forward && p.gated != nullptr) deliver_gated(block);
     else block.deliver();
     __syncwarp();
-    cluster_wait();  // others have arrived at this block's barriers until now
+    cluster_wait();  // what this block has copied to others has come to them
 }
 
 using Tile64x64 = Tile<1, 64, 6>;

@@ -26,7 +26,7 @@ DEVICE unsigned cluster_size() { return host::place.cluster_size; }
 DEVICE unsigned cluster_rank() { return host::place.block.x % host::place.cluster_size; }
 DEVICE void cluster_arrive(int line = __builtin_LINE()) { host::cluster_arrive(line); }
 DEVICE void cluster_wait(int line = __builtin_LINE()) { host::cluster_wait(line); }
-DEVICE void cluster_arrive_begun(int line = __builtin_LINE()) { host::cluster_arrive(line); }
+DEVICE void cluster_arrive_relaxed(int line = __builtin_LINE()) { host::cluster_arrive(line); }
 template <typename V> DEVICE V load_from_rank(const V* from, unsigned rank, int line = __builtin_LINE()) {
     static_assert(sizeof(V) == 8 || sizeof(V) == 16);
     return load_vector<V>(host::at_rank(from, sizeof(V), rank, line), line);

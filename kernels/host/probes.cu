@@ -129,7 +129,7 @@ KERNEL(probe_cluster, (64), float* results, const float* values, int error) {
     unsigned size = cluster_size(), rank = cluster_rank(), thread = threadIdx.x;
     if (thread == 0 && error != 2) begin_barrier(barrier, 1);
     if (error == 3 && rank == 1 && thread == 5) return take_turn();
-    cluster_arrive_begun();
+    cluster_arrive_relaxed();
     cluster_wait();
     take_turn();
     for (unsigned round = 0; round < 2; ++round) {
