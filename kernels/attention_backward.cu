@@ -21,20 +21,20 @@
 //
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
 //         32    queries  128      128              32                 20480                 157 / 161
-//               keys     128      128              32                 20480                 214 / 210
+//               keys     128      128              32                 20480                 210 / 212
 //               tail     32       16               32                 10752                 128 / 128
 //         40    queries  128      128              32                 20480                 196 / 191
-//               keys     128      128              32                 20480                 235 / 238
+//               keys     128      128              32                 20480                 237 / 240
 //               tail     32       16               32                 10752                 128 / 128
 //         64    queries  128      64               64                 36864                 147 / 146
-//               keys     128      64               64                 37888                 234 / 230
-//               tail     32       16               64                 37888                 234 / 232
+//               keys     128      64               64                 37888                 230 / 229
+//               tail     32       16               64                 37888                 229 / 233
 //         80    queries  128      64               32                 22528                 160 / 164
-//               keys     128      64               32                 23040                 216 / 216
-//               tail     32       16               32                 23040                 214 / 216
+//               keys     128      64               32                 23040                 214 / 219
+//               tail     32       16               32                 23040                 216 / 221
 //         160   queries  128      64               32                 43008                 249 / 248
-//               keys     128      64               16                 64768                 246 / 245
-//               tail     32       16               16                 32512                 247 / 244
+//               keys     128      64               16                 64768                 248 / 245
+//               tail     32       16               16                 32512                 247 / 246
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
 //         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 to 256 queries fills a card.

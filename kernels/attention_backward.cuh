@@ -171,14 +171,18 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
     auto statistics_of = [&](int tile) {
         return reinterpret_cast<float*>(memory + Memory::STAGES + 4 * TILE) + tile % 2 * (2 * QUERIES);
     };
+    int tiles = (queries + QUERIES - 1) / QUERIES, share = (tiles + splits - 1) / splits;
+    int begin = split * share, end = min(tiles, begin + share);
+    q += static_cast<int64_t>(begin * QUERIES) * q_stride;
+    d_o += static_cast<int64_t>(begin * QUERIES) * d_o_stride;
+    // One after the other, so that q and d_o are the next one's.
     auto load_tile = [&](int tile) {
-        int first = tile * QUERIES, valid = queries - first;
-        auto load = [&](T* to, const T* from, int stride) {
-            By::template load_tile<T, D, QUERIES, THREADS>(to, from + static_cast<int64_t>(first) * stride, stride, valid);
-        };
-        load(stage_of(tile), q, q_stride);
-        load(stage_of(tile) + TILE, d_o, d_o_stride);
+        int valid = queries - tile * QUERIES;
+        By::template load_tile<T, D, QUERIES, THREADS>(stage_of(tile), q, q_stride, valid);
+        By::template load_tile<T, D, QUERIES, THREADS>(stage_of(tile) + TILE, d_o, d_o_stride, valid);
         cp_async_commit();
+        q += static_cast<int64_t>(QUERIES) * q_stride;
+        d_o += static_cast<int64_t>(QUERIES) * d_o_stride;
     };
     // The statistics of a tile wait in registers while the tile before it is worked on.
     constexpr int CARRIED = (QUERIES + THREADS - 1) / THREADS;
@@ -231,8 +235,6 @@ DEVICE void attention_backward_keys(Out* d_k, Out* d_v, const T* d_o, const floa
         By::template multiply_by_columns<T, D>(key_sums, gradients, query_tile, extent, count);
         By::finish(value_sums, key_sums);
     };
-    int tiles = (queries + QUERIES - 1) / QUERIES, share = (tiles + splits - 1) / splits;
-    int begin = split * share, end = min(tiles, begin + share);
     if (begin < end) {
         load_tile(begin);
         fetch_statistics(begin);

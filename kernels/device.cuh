@@ -87,6 +87,13 @@ DEVICE void cp_async_16(void* to_shared, const void* from_global, bool valid = t
 }
 // Has the second-level cache fetch the 128 bytes that an address of the card's memory is in: a hint, whatever is written there yet.
 DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+// Adds one to what is at a place in the card's memory, which other blocks do too: returns what was there. Whoever comes later sees
+// what this thread saw or wrote before, as it sees theirs who came earlier.
+DEVICE unsigned count_arrival(unsigned* at) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+}
 // Closes a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the latest `pending` groups of this thread have arrived.
@@ -179,10 +186,8 @@ DEVICE bool arrives_last(unsigned* arrivals, unsigned blocks) {
     bool last = false;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        last = atomicAdd(arrivals, 1u) == blocks - 1;
+        last = count_arrival(arrivals) == blocks - 1;
         if (last) *arrivals = 0;
-        __threadfence();
     }
     return __syncthreads_or(last);
 }

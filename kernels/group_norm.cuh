@@ -61,10 +61,12 @@ struct Tile {
     // Where a thread leaves two sums of a channel for the warp that merges its group: [groups, rows, depth].
     DEVICE_MEMBER float2& cell(int channel) const {
         int group = channel / depth;
-        return cells[(group * (rows - 1) + row) * depth + channel];
+        return cells[swizzled((group * (rows - 1) + row) * depth + channel)];
     }
     DEVICE_MEMBER int cells_of_group() const { return rows * depth; }
-    DEVICE_MEMBER float2 cell_of_group(int group, int i) const { return cells[group * cells_of_group() + i]; }
+    DEVICE_MEMBER float2 cell_of_group(int group, int i) const { return cells[swizzled(group * cells_of_group() + i)]; }
+    // Cells change places in their eight: neighbours write one of every eight, which would lie in few banks.
+    static DEVICE_MEMBER int swizzled(int cell) { return cell ^ (cell >> 4 & 7); }
 };
 
 // Neighbouring numbers as they are stored, which takes fewer registers than f32 while others are on their way.

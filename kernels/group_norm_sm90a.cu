@@ -10,7 +10,7 @@
 //         cluster's ranks. It depends neither on the order of blocks nor on the batch.
 // Launch  grid: (blocks of a cluster, groups / groups_of_block rounded up, B); 256 threads; a cluster is all blocks in x, 1 to 8, any
 //         number for any pixels. Shared memory: 1216 + 8 · max(2048, groups_of_block · channels / groups) bytes.
-// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. Registers: 118, of the gradient 128; none spilled.
+// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. Registers: 120, of the gradient 128; none spilled.
 // Source  as group_norm.cu; clusters and their memory as the PTX ISA has them, "barrier.cluster" and "mapa".
 //
 // Time    A block reads its share from the second-level cache (x; of the gradient d_y too), again from its own cache, if that

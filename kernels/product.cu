@@ -26,9 +26,9 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                248 / 254
+//         128x128   128      128 × 128           100352 / 103424            2                253 / 254
 //         64x160    128      64 × 160            87552 / 90624              2                254 / 255
-//         64x64     128      64 × 64             50688 / 53760              4                114 / 120
+//         64x64     128      64 × 64             50688 / 53760              4                116 / 124
 //         none      128      64 × 64             10240                      4                128 / 127
 //
 //         Blocks of a multiprocessor with 228 KB of shared memory: of an A100's, with 164, 1, 1 and 3. Nothing is spilled.

@@ -13,7 +13,7 @@
 //         128x320   256      128 × 320           231488                1                           255
 //         128x160   256      128 × 160           186448                1                           255
 //         64x160    128      64 × 160            173664                1                           255
-//         64x64     128      64 × 64             99936                 2                           163
+//         64x64     128      64 × 64             99936                 2                           161
 //
 //         Nothing is spilled. Grid as product.cu's, in clusters of 1, 2 or 4 blocks in x, a divisor of the tiles of rows: neighbours
 //         in a cluster have the same columns, and each sends all of them a share of the weights.

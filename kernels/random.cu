@@ -9,13 +9,13 @@
 //         words of mt19937, and how many of them are used. They live in device memory, so that a captured graph goes on
 //         drawing. A subject gets the same numbers alone and in a batch.
 // Types   f32; bit for bit the numbers of hiper-core's TorchGenerator: a seed means the same on a card and on a CPU.
-// Launch  draw: grid: subjects; 256 threads, 4992 bytes of shared memory. add_noise, velocity: grid: (count / 256 rounded up,
+// Launch  draw: grid: subjects; 1024 threads, 4992 bytes of shared memory. add_noise, velocity: grid: (count / 256 rounded up,
 //         subjects); 256 threads.
 // Needs   compute capability 8.0. At most 26 registers.
 // Source  mt19937 (Matsumoto & Nishimura 1998); torch 2.15's randn (cpu/DistributionTemplates.h), with Cephes' polynomials, and
 //         randint, as in hiper-core's rng.rs and rng/box_muller.rs; DDPM (Ho et al., arXiv 2006.11239) equation 4.
-// Time    One subject at 512², 16384 numbers: draw runs on one multiprocessor, 27 times three barriers for the words and 32 pairs
-//         a thread: about 15 µs; the others about 2 µs, bound by their launch.
+// Time    One subject at 512², 16384 numbers: draw runs on one multiprocessor, 27 times three barriers for the words, 650 clocks
+//         each, and 8 pairs a thread: about 12 µs; the others about 2 µs, bound by their launch.
 #include "device.cuh"
 
 constexpr int WORDS = 624, MIDDLE = 397, STRIDE = WORDS - MIDDLE;
@@ -117,7 +117,7 @@ DEVICE void box_muller(float* sixteen, int i) {
     sixteen[i + 8] = radius * direction.x;
 }
 
-KERNEL(draw_f32, (256), float* noise, float* timesteps, uint32_t* generators, int count, int num_train_timesteps) {
+KERNEL(draw_f32, (1024), float* noise, float* timesteps, uint32_t* generators, int count, int num_train_timesteps) {
     take_turn();
     int subject = blockIdx.x, whole = count & ~15;
     float* numbers = noise + static_cast<int64_t>(subject) * count;

@@ -199,8 +199,7 @@ DEVICE void cp_async_16(void* to, const void* from, bool valid = true, bool want
 DEVICE void prefetch(const void*) {}
 // Whoever adds sees what was written before those that added earlier: a block's threads share a CPU thread, so that orders all of
 // them, and a fence has nothing left to do.
-DEVICE unsigned atomicAdd(unsigned* to, unsigned value) { return __atomic_fetch_add(to, value, __ATOMIC_ACQ_REL); }
-DEVICE void __threadfence() {}
+DEVICE unsigned count_arrival(unsigned* at) { return __atomic_fetch_add(at, 1u, __ATOMIC_ACQ_REL); }
 DEVICE void cp_async_commit() { host::close_copies(); }
 template <int pending> DEVICE void cp_async_wait() { host::finish_copies(pending); }
 

@@ -40,6 +40,7 @@ pub fn draw_noise(generators: &Tensor, shape: &[usize], num_train_timesteps: usi
         let after = keep(&gpu, generators)?;
         let [noise, timesteps] = [gpu.alloc(DType::F32, batch * count)?, gpu.alloc(DType::F32, batch)?];
         let launch = Launch {
+            threads: 1024,
             shared_bytes: 2 * (GENERATOR_STATE - 1) * size_of::<u32>(),
             ..Launch::new("draw_f32".into(), [batch, 1, 1])
         };

@@ -29,9 +29,9 @@ const fn plan(rows: usize, threads: u32, shared_bytes: u32) -> Plan {
     Plan { prefix: "attention", rows, threads, shared_bytes }
 }
 
-/// By Hopper's own instructions.
-const fn hopper(shared_bytes: u32) -> Plan {
-    Plan { prefix: "attention_sm90a", ..plan(64, 128, shared_bytes) }
+/// By Hopper's own instructions: warpgroups of 64 rows.
+const fn hopper(warpgroups: usize, shared_bytes: u32) -> Plan {
+    Plan { prefix: "attention_sm90a", ..plan(64 * warpgroups, 128 * warpgroups as u32, shared_bytes) }
 }
 
 const HEADS: [Head; 5] = [
@@ -74,9 +74,9 @@ const HEADS: [Head; 5] = [
 
 /// By Hopper's own instructions, but for the tail.
 const HOPPER: [Head; 3] = [
-    Head { forward: hopper(24960), queries: hopper(12672), keys: hopper(13184), ..HEADS[1] },
-    Head { forward: hopper(33280), queries: hopper(33280), keys: hopper(34304), ..HEADS[2] },
-    Head { forward: hopper(41600), queries: hopper(41600), keys: hopper(42624), ..HEADS[3] },
+    Head { forward: hopper(2, 24576), queries: hopper(2, 20480), keys: hopper(2, 20480), ..HEADS[1] },
+    Head { forward: hopper(1, 32768), queries: hopper(1, 32768), keys: hopper(1, 33792), ..HEADS[2] },
+    Head { forward: hopper(1, 40960), queries: hopper(1, 40960), keys: hopper(1, 41984), ..HEADS[3] },
 ];
 
 /// B images, H heads, sequences of queries and keys.

@@ -40,9 +40,14 @@ const fn warps(forward: Plan, queries: Plan, keys: Plan) -> Kernels {
     Kernels { prefix: "attention", forward, queries, keys }
 }
 
-/// Of so much shared memory: forward, and for the gradients of queries and keys.
-const fn sm90a(forward: usize, queries: usize, keys: usize) -> Option<Kernels> {
-    let [forward, queries, keys] = [plan(64, forward), plan(64, queries), plan(64, keys)];
+/// Of so many warpgroups, with 64 rows each, and so much shared memory: forward, and for the gradients of queries and keys.
+const fn sm90a(warpgroups: usize, [forward, queries, keys]: [usize; 3]) -> Option<Kernels> {
+    let (rows, threads) = (64 * warpgroups, 128 * warpgroups);
+    let [forward, queries, keys] = [
+        Plan { rows, threads, shared_bytes: forward },
+        Plan { rows, threads, shared_bytes: queries },
+        Plan { rows, threads, shared_bytes: keys },
+    ];
     Some(Kernels { prefix: "attention_sm90a", forward, queries, keys })
 }
 
@@ -60,19 +65,19 @@ const HEADS: [Head; 5] = [
     Head {
         dim: 40,
         warps: warps(plan(128, 20480), plan(128, 20480), plan(128, 20480)),
-        sm90a: sm90a(24576, 12288, 12800),
+        sm90a: sm90a(2, [24576, 20480, 20480]),
         tail: tail(10752),
     },
     Head {
         dim: 64,
         warps: warps(plan(128, 36864), plan(64, 36864), plan(64, 37888)),
-        sm90a: sm90a(32768, 32768, 33792),
+        sm90a: sm90a(1, [32768, 32768, 33792]),
         tail: tail(37888),
     },
     Head {
         dim: 80,
         warps: warps(plan(64, 45056), plan(64, 22528), plan(64, 23040)),
-        sm90a: sm90a(40960, 40960, 41984),
+        sm90a: sm90a(1, [40960, 40960, 41984]),
         tail: tail(23040),
     },
     Head {
