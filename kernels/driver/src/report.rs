@@ -97,7 +97,7 @@ impl Report {
                 Work::Fill { bytes, .. } => {
                     let _ = writeln!(self.last_recording, "(fill)\t{bytes}");
                 }
-                Work::Upload { .. } => {}
+                Work::Upload { .. } | Work::Read { .. } => {}
             }
             most = most.max(in_use);
         }

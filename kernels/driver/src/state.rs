@@ -20,6 +20,7 @@ impl Status {
     pub const OUT_OF_MEMORY: Self = Self(2);
     pub const NOT_INITIALIZED: Self = Self(3);
     pub const INVALID_DEVICE: Self = Self(101);
+    pub const INVALID_CONTEXT: Self = Self(201);
     pub const INVALID_HANDLE: Self = Self(400);
     pub const NOT_FOUND: Self = Self(500);
     pub const LAUNCH_FAILED: Self = Self(719);
@@ -102,6 +103,17 @@ impl State {
                 self.refuse(Status::CAPTURE_UNSUPPORTED, &format!("{what} while a stream is recorded"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Something that is about all streams, which no thread may do while one of them is recorded.
+    pub fn check_nobody_records(&mut self, what: &str) -> Result {
+        match &mut self.capture {
+            Some(capture) => {
+                capture.invalid = true;
+                self.refuse(Status::CAPTURE_UNSUPPORTED, &format!("{what} while a stream is recorded"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -220,8 +232,10 @@ impl State {
         Ok(capture.number)
     }
 
-    pub fn is_recorded(&self, stream: u64) -> bool {
-        self.capture.as_ref().is_some_and(|capture| capture.stream == stream)
+    /// `CUstreamCaptureStatus`: 0 unless it is recorded, 1 while it is, 2 if that was spoilt.
+    pub fn capture_status(&self, stream: u64) -> u32 {
+        let capture = self.capture.as_ref().filter(|capture| capture.stream == stream);
+        capture.map_or(0, |capture| 1 + u32::from(capture.invalid))
     }
 
     /// What a stream that is recorded was given last, if anything.

@@ -54,9 +54,26 @@ pub struct Launch {
 #[derive(Clone)]
 pub enum Work {
     Launch(Launch),
-    Copy { to: u64, from: u64, bytes: usize },
-    Upload { to: u64, data: Vec<u8> },
-    Fill { to: u64, byte: u8, bytes: usize },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Upload {
+        to: u64,
+        data: Vec<u8>,
+    },
+    /// To the host's memory.
+    Read {
+        to: usize,
+        from: u64,
+        bytes: usize,
+    },
+    Fill {
+        to: u64,
+        byte: u8,
+        bytes: usize,
+    },
     Allocate(u64),
     Free(u64),
 }
@@ -80,6 +97,12 @@ impl Work {
                 memory.check(*to, data.len())?;
                 // SAFETY: as above.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), *to as *mut u8, data.len()) };
+                Ok(())
+            }
+            Self::Read { to, from, bytes } => {
+                memory.check(*from, *bytes)?;
+                // SAFETY: there are as many bytes, as just seen; and whoever reads has room for them until it has waited.
+                unsafe { std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes) };
                 Ok(())
             }
             Self::Fill { to, byte, bytes } => {

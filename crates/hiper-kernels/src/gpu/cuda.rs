@@ -10,6 +10,8 @@ mod device;
 mod driver;
 #[path = "cuda_launch.rs"]
 mod launch;
+#[path = "cuda_reading.rs"]
+mod reading;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -103,6 +105,8 @@ impl Gpu for Cuda {
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self>]) -> Result<()> {
         let sizes = launch.sizes()?;
+        // Functions are found and launched in the thread's context, which is another's, or none, in a thread that is new here.
+        self.stream.context().bind_to_thread().map_err(|error| launch.error(error))?;
         let function = self.kernels.function(launch)?;
         let mut values =
             arguments.iter().map(|argument| self.value(launch, argument)).collect::<Result<Vec<_>>>()?;

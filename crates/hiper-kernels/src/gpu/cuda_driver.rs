@@ -42,11 +42,13 @@ fn find_functions() -> Result<(), String> {
             }
         }
     }
-    let slots = ["cuMemAllocAsync\0", "cuMemFreeAsync\0"].map(slot_of);
-    let ours = super::arena::instead_of(slots.map(|slot| slot.load(Ordering::Acquire)));
-    for (slot, function) in slots.into_iter().zip(ours) {
-        slot.store(function, Ordering::Release);
-    }
+    let drivers = |functions: [&str; 2]| functions.map(|function| slot_of(function).load(Ordering::Acquire));
+    let replace = |function, ours| slot_of(function).store(ours, Ordering::Release);
+    let [allocate, free] = super::arena::instead_of(drivers(["cuMemAllocAsync\0", "cuMemFreeAsync\0"]));
+    let read = super::reading::instead_of(drivers(["cuMemcpyDtoHAsync_v2\0", "cuStreamSynchronize\0"]));
+    replace("cuMemAllocAsync\0", allocate);
+    replace("cuMemFreeAsync\0", free);
+    replace("cuMemcpyDtoHAsync_v2\0", read);
     Ok(())
 }
 

@@ -28,7 +28,6 @@ pub(super) unsafe fn on_stream(
     arguments: &mut [*mut c_void],
     early: bool,
 ) -> Result<(), DriverError> {
-    stream.context().bind_to_thread()?;
     let mut attributes = attributes(sizes, early && follows_a_kernel(stream));
     let config = config(stream, sizes, &mut attributes);
     // SAFETY: configuration and attributes live until the call returns; of function and arguments as the caller says.
@@ -44,7 +43,6 @@ pub(super) fn most_clusters(
     function: &CudaFunction,
     sizes: Sizes,
 ) -> Result<usize, DriverError> {
-    stream.context().bind_to_thread()?;
     let mut attributes = attributes(sizes, false);
     let config = config(stream, sizes, &mut attributes);
     let mut clusters = 0;
@@ -112,10 +110,10 @@ fn follows_a_kernel(stream: &CudaStream) -> bool {
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
     let (mut nodes, mut edges, mut count) = (ptr::null(), ptr::null(), 0);
-    // SAFETY: each result has its place, those that may be null are not wanted; the nodes are read before anything is recorded.
+    // SAFETY: each result has its place, those that may be null are not wanted.
     #[allow(unsafe_code)]
-    let known = unsafe {
-        let asked = cuStreamGetCaptureInfo_v3(
+    let asked = unsafe {
+        cuStreamGetCaptureInfo_v3(
             stream.cu_stream(),
             &raw mut status,
             ptr::null_mut(),
@@ -123,12 +121,15 @@ fn follows_a_kernel(stream: &CudaStream) -> bool {
             &raw mut nodes,
             &raw mut edges,
             &raw mut count,
-        );
-        asked.result().and_then(|()| match count {
-            1 => cuGraphNodeGetType(*nodes, &raw mut kind).result(),
-            _ => Ok(()),
-        })
+        )
     };
-    let recorded = status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    known.is_ok() && recorded && kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL
+    // Of a recording that something has spoilt nothing else is valid.
+    let active = status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    if asked.result().is_err() || !active || count != 1 {
+        return false;
+    }
+    // SAFETY: there is one node, and the result has its place.
+    #[allow(unsafe_code)]
+    let known = unsafe { cuGraphNodeGetType(*nodes, &raw mut kind) };
+    known.result().is_ok() && kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL
 }

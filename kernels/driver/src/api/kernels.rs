@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use super::{give, with};
+use super::{give, within_context};
 use crate::state::{Result, State, Status};
 use crate::work::{self, Function, Launch, Work};
 
@@ -33,7 +33,7 @@ pub enum Module {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuModuleLoadData(module: *mut *const Module, image: *const c_char) -> c_uint {
-    with(|state| {
+    within_context(|state| {
         state.check_no_capture("loading a module")?;
         let name = unsafe { CStr::from_ptr(image) };
         let file = name.to_str().unwrap_or_default();
@@ -68,7 +68,7 @@ pub extern "C" fn cuModuleGetFunction(
     module: *const Module,
     name: *const c_char,
 ) -> c_uint {
-    with(|state| {
+    within_context(|state| {
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
         let module = unsafe { &*module };
         let here = match module {
@@ -85,7 +85,7 @@ pub extern "C" fn cuModuleGetFunction(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuFuncSetAttribute(function: *mut Function, attribute: c_uint, value: c_int) -> c_uint {
-    with(|state| match (attribute, u32::try_from(value)) {
+    within_context(|state| match (attribute, u32::try_from(value)) {
         // The most dynamic shared memory.
         (8, Ok(bytes)) if bytes <= state.card.shared_bytes => {
             unsafe { (*function).shared_bytes = bytes };
@@ -111,7 +111,7 @@ pub extern "C" fn cuLaunchKernel(
 ) -> c_uint {
     let [grid, block] = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
     let sizes = Sizes { grid, block, shared_bytes, stream, attributes: std::ptr::null(), count: 0 };
-    with(|state| launch(state, unsafe { &*function }, &sizes, arguments))
+    within_context(|state| launch(state, unsafe { &*function }, &sizes, arguments))
 }
 
 /// `CUlaunchConfig`.
@@ -146,7 +146,7 @@ pub extern "C" fn cuLaunchKernelEx(
     arguments: *const *const u8,
     _extra: *const c_void,
 ) -> c_uint {
-    with(|state| launch(state, unsafe { &*function }, unsafe { &*sizes }, arguments))
+    within_context(|state| launch(state, unsafe { &*function }, unsafe { &*sizes }, arguments))
 }
 
 #[unsafe(no_mangle)]
@@ -155,7 +155,7 @@ pub extern "C" fn cuOccupancyMaxActiveClusters(
     function: *const Function,
     sizes: *const Sizes,
 ) -> c_uint {
-    with(|state| {
+    within_context(|state| {
         let (function, Sizes { attributes, count, .. }) = unsafe { (&*function, &*sizes) };
         match attributes_of(*attributes, *count) {
             // Of an H100's groups of 16 and 18 multiprocessors, with a block on each.

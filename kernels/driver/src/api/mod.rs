@@ -6,6 +6,7 @@ mod kernels;
 mod memory;
 mod streams;
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +19,19 @@ static STATE: Mutex<Option<State>> = Mutex::new(None);
 
 fn lock() -> MutexGuard<'static, Option<State>> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// A thread's context, none at first.
+    static CONTEXT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Does what wants a context.
+fn within_context(f: impl FnOnce(&mut State) -> Result) -> c_uint {
+    with(|state| match CONTEXT.get() {
+        0 => state.refuse(Status::INVALID_CONTEXT, "a thread without a context"),
+        _ => f(state),
+    })
 }
 
 fn with(f: impl FnOnce(&mut State) -> Result) -> c_uint {
@@ -85,19 +99,20 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_uint {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSetCurrent(_context: u64) -> c_uint {
+pub extern "C" fn cuCtxSetCurrent(context: u64) -> c_uint {
+    CONTEXT.set(context);
     0
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxGetCurrent(context: *mut u64) -> c_uint {
-    with(|_| give(context, SOMETHING))
+    with(|_| give(context, CONTEXT.get()))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> c_uint {
-    with(|state| {
-        state.check_no_capture("waiting for the card")?;
+    within_context(|state| {
+        state.check_nobody_records("waiting for the card")?;
         state.finish()
     })
 }
@@ -115,6 +130,7 @@ pub extern "C" fn cuGetErrorName(status: c_uint, name: *mut *const c_char) -> c_
         Status::OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
         Status::NOT_INITIALIZED => c"CUDA_ERROR_NOT_INITIALIZED",
         Status::INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
+        Status::INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
         Status::INVALID_HANDLE => c"CUDA_ERROR_INVALID_HANDLE",
         Status::NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
         Status::LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",

@@ -2,13 +2,13 @@
 
 use std::ffi::c_uint;
 
-use super::{give, with};
+use super::{give, with, within_context};
 use crate::state::{State, Status};
 use crate::work::Work;
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamCreate(stream: *mut u64, _flags: c_uint) -> c_uint {
-    with(|state| give(stream, state.handle()))
+    within_context(|state| give(stream, state.handle()))
 }
 
 #[unsafe(no_mangle)]
@@ -44,7 +44,7 @@ pub extern "C" fn cuStreamEndCapture(stream: u64, graph: *mut u64) -> c_uint {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamIsCapturing(stream: u64, status: *mut c_uint) -> c_uint {
-    with(|state| give(status, state.is_recorded(stream).into()))
+    with(|state| give(status, state.capture_status(stream)))
 }
 
 /// What a recording's nodes are known by: `CU_GRAPH_NODE_TYPE_KERNEL`, or something else.
@@ -62,9 +62,12 @@ pub extern "C" fn cuStreamGetCaptureInfo_v3(
     count: *mut usize,
 ) -> c_uint {
     with(|state| {
-        let last = state.last_recorded(stream);
-        give(status, last.is_some().into())?;
-        let Some(last) = last else { return Ok(()) };
+        give(status, state.capture_status(stream))?;
+        let Some(last) = state.last_recorded(stream) else { return Ok(()) };
+        if state.capture_status(stream) != 1 {
+            // Nothing else is valid, but nobody says that it is not there.
+            return give(nodes, std::ptr::null()).and_then(|()| give(count, 1));
+        }
         if edges.is_null() {
             return state.refuse(Status::INVALID_VALUE, "nodes without what is known of their edges");
         }
@@ -88,8 +91,11 @@ pub extern "C" fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, 
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphLaunch(executable: u64, _stream: u64) -> c_uint {
-    with(|state| state.replay(executable))
+pub extern "C" fn cuGraphLaunch(executable: u64, stream: u64) -> c_uint {
+    with(|state| {
+        state.check_not_recorded(stream, "a recording's replay")?;
+        state.replay(executable)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -99,12 +105,15 @@ pub extern "C" fn cuGraphDestroy(_graph: u64) -> c_uint {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphExecDestroy(executable: u64) -> c_uint {
-    with(|state| state.destroy_recording(executable))
+    with(|state| {
+        state.check_no_capture("cuGraphExecDestroy")?;
+        state.destroy_recording(executable)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventCreate(event: *mut u64, _flags: c_uint) -> c_uint {
-    with(|state| {
+    within_context(|state| {
         let new = state.new_event();
         give(event, new)
     })
@@ -123,7 +132,7 @@ pub extern "C" fn cuEventRecord(event: u64, stream: u64) -> c_uint {
 /// Of kernels that a CPU runs nobody wants to know.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, _begin: u64, _end: u64) -> c_uint {
-    with(|state| {
+    within_context(|state| {
         state.check_no_capture("waiting for an event")?;
         give(milliseconds, 0.0)
     })

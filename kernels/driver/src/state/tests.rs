@@ -29,6 +29,19 @@ fn work_waits_and_unwritten_memory_is_nan() {
 }
 
 #[test]
+fn reading_waits_too() {
+    let mut state = State::new();
+    let a = allocate(&mut state);
+    let mut here = 7u32;
+    let to = (&raw mut here).addr();
+    state.enqueue(STREAM, Work::Fill { to: a, byte: 0, bytes: 4 }).unwrap();
+    state.enqueue(STREAM, Work::Read { to, from: a, bytes: 4 }).unwrap();
+    assert_eq!(here, 7);
+    state.finish().unwrap();
+    assert_eq!(here, 0);
+}
+
+#[test]
 fn what_was_freed_is_not_used() {
     let mut state = State::new();
     let (a, b) = (allocate(&mut state), allocate(&mut state));
@@ -86,6 +99,7 @@ fn a_recording_takes_what_can_be_replayed() {
     };
     spoilt(|state, before| state.free(STREAM, before), Status::INVALID_VALUE);
     spoilt(|state, _| state.check_no_capture("waiting"), Status::CAPTURE_UNSUPPORTED);
+    spoilt(|state, _| state.check_nobody_records("waiting for the card"), Status::CAPTURE_UNSUPPORTED);
     spoilt(|state, _| state.check_not_recorded(STREAM, "reading"), Status::CAPTURE_UNSUPPORTED);
     spoilt(
         |state, before| {
