@@ -61,7 +61,12 @@ finds_driver() {
 }
 [ ! -d $nvidia/lib64 ] || finds_driver || LD_LIBRARY_PATH+=:$nvidia/lib64
 
-card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader --id=0 2>/dev/null)
+# Programs number cards as nvidia-smi does, and take the first that they see.
+export CUDA_DEVICE_ORDER=PCI_BUS_ID
+visible=${CUDA_VISIBLE_DEVICES:-0}
+card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader --id="${visible%%,*}" 2>/dev/null)
+# What the driver makes of candle's kernels takes it some seconds, each time if nobody keeps it.
+[ -n "${CUDA_CACHE_PATH:-}" ] || [ -w "${HOME:-/nowhere}" ] || export CUDA_CACHE_PATH=$programs/cache
 sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
 sanitizer_version=$([ -z "$sanitizer" ] || "$sanitizer" --version | sed -n 's/^Version //p')
 # NVIDIA's release notes: until then racecheck finds races where mbarriers, clusters or warpgroups keep threads apart.

@@ -16,7 +16,7 @@ pub fn describe() -> Value {
         "cpu": cpu_model(&cpu),
         "cores": cores(),
         "features": features(&cpu),
-        "card": card().map(|name| json!({"name": name, "driver": said("nvidia-smi", &["--query-gpu=driver_version", "--format=csv,noheader", "--id=0"])})),
+        "card": card().map(|name| json!({"name": name, "driver": of_card("driver_version")})),
         "memory_bytes": field(&memory, "MemTotal").and_then(|kb| kb.trim_end_matches("kB").trim().parse::<u64>().ok()).map(|kb| kb * 1024),
         "kernel": said("uname", &["-sr"]),
     })
@@ -48,9 +48,26 @@ pub fn said(program: &str, args: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The name of the first NVIDIA card.
+/// The name of the NVIDIA card that programs find first.
 pub fn card() -> Option<String> {
-    said("nvidia-smi", &["--query-gpu=name", "--format=csv,noheader", "--id=0"])
+    of_card("name")
+}
+
+fn of_card(what: &str) -> Option<String> {
+    said("nvidia-smi", &[&format!("--query-gpu={what}"), "--format=csv,noheader", &card_id()])
+}
+
+/// Has programs number cards as nvidia-smi does.
+pub const CARD_ORDER: [&str; 2] = ["CUDA_DEVICE_ORDER", "PCI_BUS_ID"];
+
+/// nvidia-smi's flag for the card that programs find first, if they have [`CARD_ORDER`].
+pub fn card_id() -> String {
+    format!("--id={}", first_card(&std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default()))
+}
+
+/// Of a list of numbers or names.
+fn first_card(visible: &str) -> &str {
+    visible.split(',').map(str::trim).next().filter(|first| !first.is_empty()).unwrap_or("0")
 }
 
 /// A name for files: `2026-11-23-intel-xeon-2-cores`, or with the card's name.
@@ -100,6 +117,13 @@ mod tests {
         assert_eq!(commit(folder.path())["commit"], Value::Null);
         std::fs::write(folder.path().join(SOURCE), r#"{"commit": "123", "changed": false}"#).unwrap();
         assert_eq!(commit(folder.path())["commit"], "123");
+    }
+
+    #[test]
+    fn the_first_card_is_the_first_that_programs_may_see() {
+        for (visible, first) in [("", "0"), ("2,1", "2"), (" GPU-4f ", "GPU-4f")] {
+            assert_eq!(first_card(visible), first);
+        }
     }
 
     #[test]

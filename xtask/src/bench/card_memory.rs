@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::machine;
+
 /// Between two looks.
 const LOOK: &str = "--loop-ms=20";
 /// Between two looks of those that do not rely on [`LOOK`], whose lines may stay in a buffer.
@@ -106,7 +108,7 @@ impl Seen {
 
 fn query() -> Command {
     let mut smi = Command::new("nvidia-smi");
-    smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]);
+    smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]).arg(machine::card_id());
     smi
 }
 

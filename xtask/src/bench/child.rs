@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::machine;
+
 /// Between two looks at a process's memory. The kernel keeps the peak, so a look misses only growth in the last moments.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -72,6 +74,8 @@ pub fn watch(mut command: Command, events: Events, patience: Option<Duration>) -
         Events::Stdout => command.stdout(Stdio::piped()).stderr(said.reopen()?),
         Events::Stderr => command.stdout(said.reopen()?).stderr(Stdio::piped()),
     };
+    let [name, order] = machine::CARD_ORDER;
+    command.env(name, order);
     let started = Instant::now();
     let mut child = command.stdin(Stdio::null()).spawn().with_context(|| what.clone())?;
     let proc = Path::new("/proc").join(child.id().to_string());
