@@ -92,6 +92,10 @@ DEVICE void bulk_copy_to_all(void* to, const void* from, unsigned bytes, Barrier
                  ::"r"(SHARED_ADDRESS(to)), "l"(from), "r"(bytes), "r"(SHARED_ADDRESS(barrier)),
                    "h"(static_cast<uint16_t>((1u << cluster_size()) - 1)) : "memory");
 }
+// Has the second-level cache fetch aligned multiples of 16 bytes: a hint.
+DEVICE void bulk_prefetch(const void* from, unsigned bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 #undef SHARED_ADDRESS
 
 #else

@@ -97,19 +97,18 @@ template <typename T, Direction D, typename Shape> struct Weights {
     // Beside the products of 16 channels each but the last: what copies compute their addresses with is scheduled between products,
     // and has no branch in it.
     static constexpr int PARTS = DEPTH / 16 - 1;
-    static constexpr int PIECE = 64, DOWN = D == Direction::Forward ? COLUMNS : DEPTH;
-    static constexpr int ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + PIECE - 1) / PIECE;
+    // Of a step's lines, one for each result or for each channel, 64 numbers.
+    static constexpr int SHARE = 64, ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + SHARE - 1) / SHARE;
+    static constexpr int SHARES = (D == Direction::Forward ? COLUMNS : DEPTH) * ACROSS;
 
     DEVICE_MEMBER static int width_of_tile(const Product<T>&) { return COLUMNS; }
-    // Where a piece of a step is, null if nowhere.
-    template <typename B>
-    DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int down, int across) {
+    template <typename B> DEVICE_MEMBER static void prefetch_share(const B& block, Tap tap, int channel, int share) {
         constexpr bool FORWARD = D == Direction::Forward;
-        int column = block.first_column + (FORWARD ? down : across * PIECE);
-        channel += FORWARD ? across * PIECE : down;
-        if (channel >= block.p.channels || column >= block.p.n) return nullptr;
+        int down = share / ACROSS, across = share % ACROSS * SHARE, column = block.first_column + (FORWARD ? down : across);
+        channel += FORWARD ? across : down;
+        if (channel >= block.p.channels || column >= block.p.n) return;
         int64_t row = FORWARD ? column : channel;
-        return block.p.w + tap.weight + row * block.p.w_stride + (FORWARD ? channel : column);
+        prefetch(block.p.w + tap.weight + row * block.p.w_stride + (FORWARD ? channel : column));
     }
     // Starts to copy a part of a step, if there is this step.
     template <typename B> DEVICE_MEMBER void load(const B& block, int step, int part, bool wanted) const {

@@ -2,8 +2,8 @@
 // sums leave it. What multiplies in between, and how weights come and lie, is in product.cu and product_sm90a.cu.
 //
 // A block makes Shape::ROWS × Shape::COLUMNS results. A step is DEPTH channels of a tap; Shape::STAGES of them have a place in
-// shared memory, each the gathered rows and behind them the weights, which Right copies: Right::DOWN lines of Right::ACROSS times
-// Right::PIECE numbers.
+// shared memory, each the gathered rows and behind them Right::SIZE weights, which Right copies, and has fetched before in
+// Right::SHARES shares.
 #pragma once
 
 #include "product_tile.cuh"
@@ -51,17 +51,16 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     }
     DEVICE_MEMBER bool is_empty() const { return first_row >= gather.rows; }
     // What all steps look up, and the weights of the first steps on their way from memory: before a launch's turn, as weights
-    // and sizes are known by then. Blocks that have the same weights share the pieces among them. (Where the weights are
+    // and sizes are known by then. Blocks that have the same weights share them. (Where the weights are
     // activations, which a launch before writes, it is of no use, and does no harm.)
     DEVICE_MEMBER void prepare(int steps) const {
         gather.list(taps, rows, first_row, ROWS);
         __syncthreads();
-        int sharing = gridDim.x / tiles_across, pieces = min(steps, count) * Right::DOWN * Right::ACROSS;
-        for (int i = first_row / ROWS * THREADS + threadIdx.x; i < pieces; i += sharing * THREADS) {
-            int step = first_step + i / (Right::DOWN * Right::ACROSS);
+        int sharing = gridDim.x / tiles_across, shares = min(steps, count) * Right::SHARES;
+        for (int i = first_row / ROWS * THREADS + threadIdx.x; i < shares; i += sharing * THREADS) {
+            int step = first_step + i / Right::SHARES;
             Tap tap = load_vector<Tap>(taps + step / chunks);
-            const T* from = Right::piece(*this, tap, step % chunks * DEPTH, i / Right::ACROSS % Right::DOWN, i % Right::ACROSS);
-            if (from != nullptr) prefetch(from);
+            Right::prefetch_share(*this, tap, step % chunks * DEPTH, i % Right::SHARES);
         }
     }
 

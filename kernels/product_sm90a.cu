@@ -61,7 +61,7 @@ template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
 // 8 results. Gradient: all results for 8 channels.
 template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH, PARTS = 1;
-    static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN;
+    static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN, SHARES = DOWN;
 
     // The columns of a GEGLU's block are the same of both halves: those of the first, then those of the second.
     DEVICE_MEMBER static int halvings(const Product<T>& p) { return D == Direction::Forward && p.gated != nullptr ? 1 : 0; }
@@ -85,11 +85,11 @@ template <typename T, Direction D, typename Shape> struct Weights {
         int of_half = DOWN >> halvings(block.p), within = line < of_half ? line : line - of_half;
         return line < DOWN && within < lines(block, channel);
     }
-    // Where a piece of a step is, null if nowhere.
-    template <typename B>
-    DEVICE_MEMBER static const T* piece(const B& block, Tap tap, int channel, int line, int across) {
-        if (!is_there(block, channel, line) || across >= pieces(block, channel)) return nullptr;
-        return first_piece(block, tap, channel, line) + across * PIECE;
+    template <typename B> DEVICE_MEMBER static int bytes_of_line(const B& block, int channel) {
+        return pieces(block, channel) * PIECE * static_cast<int>(sizeof(T));
+    }
+    template <typename B> DEVICE_MEMBER static void prefetch_share(const B& block, Tap tap, int channel, int line) {
+        if (is_there(block, channel, line)) bulk_prefetch(first_piece(block, tap, channel, line), bytes_of_line(block, channel));
     }
 
     // Where a step's copies count, and behind it, where the blocks' warps do that have done with a step: behind the last row.
@@ -107,7 +107,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
     // Starts to copy a step, if there is one: for all blocks together, each a share of it.
     template <typename B> DEVICE_MEMBER void load(const B& block, int step, int /* part */, bool wanted) const {
         if (!wanted) return;
-        int channel = block.next_channel, bytes = pieces(block, channel) * PIECE * int(sizeof(T));
+        int channel = block.next_channel, bytes = bytes_of_line(block, channel);
         if (threadIdx.x == 0) expect(arrived(block, step), (lines(block, channel) << halvings(block.p)) * bytes);
         if (together > 1) wait_for(done(block, step), is_odd(step) ^ 1);
         if (is_there(block, channel, line)) {

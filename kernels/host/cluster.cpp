@@ -123,15 +123,19 @@ void wait_for(Barrier* barrier, unsigned odd, int line) {
     go_on();
 }
 
+void bulk_prefetch(const void* from, unsigned bytes, int line) {
+    check_alignment(from, COPY_BYTES, "what is copied begins at an address that is not aligned", line);
+    if (bytes == 0 || bytes % COPY_BYTES != 0) fail("what is copied is no whole pieces of 16 bytes", line);
+    sanitizer::reads(from, bytes);
+}
+
 void bulk_copy(void* to, const void* from, unsigned bytes, Barrier* barrier, bool to_all, int line) {
     if (!block->running->turn) fail("a copy begins before its thread has taken its turn", line);
     check(barrier, line);
     check_alignment(to, COPY_BYTES, "bulk_copy writes an address that is not aligned", line);
-    check_alignment(from, COPY_BYTES, "bulk_copy reads an address that is not aligned", line);
-    if (bytes == 0 || bytes % COPY_BYTES != 0) fail("bulk_copy of no whole pieces of 16 bytes", line);
+    bulk_prefetch(from, bytes, line);
     host::shared_address(to, line);
     host::shared_address(static_cast<unsigned char*>(to) + bytes - 1, line);
-    sanitizer::reads(from, bytes);
     for (auto& other : cluster.blocks) {
         if (!to_all && other.get() != block) continue;
         if (has_ended(*other)) fail("a copy to a block that has ended", line);

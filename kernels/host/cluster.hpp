@@ -19,6 +19,7 @@ void begin_barrier(Barrier* barrier, unsigned arrivals, int line);
 void arrive_at(Barrier* barrier, unsigned rank, unsigned bytes, int line);
 void wait_for(Barrier* barrier, unsigned odd, int line);
 void bulk_copy(void* to, const void* from, unsigned bytes, Barrier* barrier, bool to_all, int line);
+void bulk_prefetch(const void* from, unsigned bytes, int line);
 
 }  // namespace host
 
@@ -45,3 +46,4 @@ DEVICE void bulk_copy(void* to, const void* from, unsigned bytes, Barrier* barri
 DEVICE void bulk_copy_to_all(void* to, const void* from, unsigned bytes, Barrier* barrier, int line = __builtin_LINE()) {
     host::bulk_copy(to, from, bytes, barrier, true, line);
 }
+DEVICE void bulk_prefetch(const void* from, unsigned bytes, int line = __builtin_LINE()) { host::bulk_prefetch(from, bytes, line); }
