@@ -137,9 +137,10 @@ DEVICE void group_norm_whole_gradient(const Onward<T>& onward, const T* d_y, con
                                       const float* weight, const float* bias, int pixels, int channels, int groups) {
     Tile tile(N, 1, pixels, channels, groups);
     float sum = 0.0f, product = 0.0f, count = static_cast<float>(tile.depth) * pixels;
+    Kept<Given<N, T>> nothing(0);
     tile.each_column(N, [&](int channel) {
         Channels<N, SILU> own(tile, channel, statistics, weight, bias);
-        each_gradient<N, AT_ONCE>(tile, channel, own, d_y, x, channels, [&](int, float normalised, float g) {
+        each_gradient<N, AT_ONCE>(tile, channel, own, d_y, x, channels, nothing, [&](int, float normalised, float g) {
             sum += g;
             product = fmaf(g, normalised, product);
         });

@@ -85,6 +85,29 @@ template <int N, typename T> DEVICE Stored<N, T> load_stored(const T* from) {
     return stored;
 }
 
+// What a thread has read, V after V, to be read again in the same order: in shared memory, from piece `room` of 16 bytes on, or nowhere
+// if that is 0. Neighbours' pieces lie beside each other.
+template <typename V> struct Kept {
+    static constexpr int PIECES = sizeof(V) / sizeof(uint4);  // none of single numbers, for which there is no room
+    int next;
+
+    DEVICE_MEMBER explicit Kept(int room) : next(room == 0 ? 0 : room + threadIdx.x) {}
+    static DEVICE_MEMBER uint4* place(int piece) { return reinterpret_cast<uint4*>(shared_memory()) + piece; }
+    DEVICE_MEMBER void keep(const V& read) {
+        if (next == 0) return;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i, next += THREADS) store_vector(place(next), reinterpret_cast<const uint4*>(&read)[i]);
+    }
+    // The next one, or what `read` reads.
+    template <typename F> DEVICE_MEMBER V load(F read) {
+        if (next == 0) return read();
+        V kept;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i, next += THREADS) reinterpret_cast<uint4*>(&kept)[i] = load_vector<uint4>(place(next));
+        return kept;
+    }
+};
+
 // How many numbers, their mean, and the sum of their squared differences from it.
 struct alignas(16) Moments { float count, mean, squares; };
 
@@ -126,11 +149,14 @@ struct Part {
 };
 
 // Each thread leaves the moments of its channels; of a group's cells, or of a part of them, a warp then makes those of the share.
-template <int N, int AT_ONCE, typename T> DEVICE void leave_moments(const Tile& tile, const T* x, int channels) {
+template <int N, int AT_ONCE, typename T>
+DEVICE void leave_moments(const Tile& tile, const T* x, int channels, int room = 0) {
+    Kept<Stored<N, T>> kept(room);
     tile.each_column(N, [&](int channel) {
         float mean[N] = {}, squares[N] = {}, count = 0.0f;
         auto load = [&](int64_t at) { return load_stored<N>(x + at); };
         tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Stored<N, T>& stored) {
+            kept.keep(stored);
             Numbers<N> numbers = stored.numbers();
             count += 1.0f;
             float share = reciprocal_approx(count);
@@ -167,7 +193,8 @@ DEVICE void leave_normaliser(const Tile& tile, int group, const Moments& moments
 // y, from a group's mean and inverse deviation, which of_group has for each of the block's.
 template <int N, int AT_ONCE, bool SILU, typename T>
 DEVICE void normalise(const Tile& tile, T* y, const T* x, const float2* of_group, const float* weight, const float* bias,
-                      int channels) {
+                      int channels, int room = 0) {
+    Kept<Stored<N, T>> kept(room);
     tile.each_column(N, [&](int channel) {
         float mean[N], scale[N], shift[N];
 #pragma unroll
@@ -176,7 +203,7 @@ DEVICE void normalise(const Tile& tile, T* y, const T* x, const float2* of_group
             mean[i] = both.x, scale[i] = both.y * weight[tile.first_channel + channel + i];
             shift[i] = bias[tile.first_channel + channel + i];
         }
-        auto load = [&](int64_t at) { return load_stored<N>(x + at); };
+        auto load = [&](int64_t at) { return kept.load([=] { return load_stored<N>(x + at); }); };
         tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t at, const Stored<N, T>& stored) {
             Numbers<N> numbers = stored.numbers();
 #pragma unroll
@@ -210,13 +237,18 @@ template <int N, bool SILU> struct Channels {
 };
 
 // What is read of a place for it.
-template <int N, typename T> struct Read { Stored<N, T> x, d_y, residual, known; };
+template <int N, typename T> struct Given { Stored<N, T> x, d_y; };
+template <int N, typename T> DEVICE Given<N, T> load_given(const T* x, const T* d_y) {
+    return {load_stored<N>(x), load_stored<N>(d_y)};
+}
 
 // Calls f(x̂, g) for each number of a column.
 template <int N, int AT_ONCE, bool SILU, typename T, typename F>
-DEVICE void each_gradient(const Tile& tile, int channel, const Channels<N, SILU>& own, const T* d_y, const T* x, int channels, F f) {
-    auto load = [&](int64_t at) -> Read<N, T> { return {load_stored<N>(x + at), load_stored<N>(d_y + at), {}, {}}; };
-    tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Read<N, T>& read) {
+DEVICE void each_gradient(const Tile& tile, int channel, const Channels<N, SILU>& own, const T* d_y, const T* x, int channels,
+                          Kept<Given<N, T>>& kept, F f) {
+    auto load = [&](int64_t at) { return load_given<N>(x + at, d_y + at); };
+    tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Given<N, T>& read) {
+        kept.keep(read);
         Numbers<N> numbers = read.x.numbers(), dy = read.d_y.numbers();
 #pragma unroll
         for (int i = 0; i < N; ++i) {
@@ -229,11 +261,12 @@ DEVICE void each_gradient(const Tile& tile, int channel, const Channels<N, SILU>
 // The same with sums of g and g · x̂.
 template <int N, int AT_ONCE, bool SILU, typename T>
 DEVICE void leave_sums(const Tile& tile, const T* d_y, const T* x, const float* statistics, const float* weight, const float* bias,
-                       int channels) {
+                       int channels, int room = 0) {
+    Kept<Given<N, T>> kept(room);
     tile.each_column(N, [&](int channel) {
         Channels<N, SILU> own(tile, channel, statistics, weight, bias);
         float sum[N] = {}, product[N] = {};
-        each_gradient<N, AT_ONCE>(tile, channel, own, d_y, x, channels, [&](int i, float normalised, float g) {
+        each_gradient<N, AT_ONCE>(tile, channel, own, d_y, x, channels, kept, [&](int i, float normalised, float g) {
             sum[i] += g;
             product[i] = fmaf(g, normalised, product[i]);
         });
@@ -262,7 +295,9 @@ template <typename T> struct Onward {
 // d_x, from a group's mean g and mean g · x̂, which `means` has for each of the block's.
 template <int N, int AT_ONCE, bool SILU, typename T>
 DEVICE void write_gradient(const Tile& tile, const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
-                           const float2* means, const float* weight, const float* bias, int channels) {
+                           const float2* means, const float* weight, const float* bias, int channels, int room = 0) {
+    struct Read { Given<N, T> given; Stored<N, T> residual, known; };
+    Kept<Given<N, T>> kept(room);
     tile.each_column(N, [&](int channel) {
         Channels<N, SILU> own(tile, channel, statistics, weight, bias);
         float mean_g[N], mean_product[N];
@@ -275,14 +310,14 @@ DEVICE void write_gradient(const Tile& tile, const Onward<T>& onward, const T* d
         bool first = column < onward.own;
         int width = first ? onward.own : channels - onward.own;
         T* to = (first ? onward.d_x + column : onward.rest + (column - onward.own)) + (tile.image_pixel + tile.row) * width;
-        auto load = [&](int64_t at) -> Read<N, T> {
-            Read<N, T> read = {load_stored<N>(x + at), load_stored<N>(d_y + at), {}, {}};
+        auto load = [&](int64_t at) {
+            Read read = {kept.load([=] { return load_given<N>(x + at, d_y + at); }), {}, {}};
             if (onward.residual != nullptr) read.residual = load_stored<N>(onward.residual + at);
             if (onward.known != nullptr) read.known = load_stored<N>(onward.known + at);
             return read;
         };
-        tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Read<N, T>& read) {
-            Numbers<N> numbers = read.x.numbers(), dy = read.d_y.numbers(), sum = {};
+        tile.each_pixel<AT_ONCE>(channel, channels, load, [&](int64_t, const Read& read) {
+            Numbers<N> numbers = read.given.x.numbers(), dy = read.given.d_y.numbers(), sum = {};
             if (onward.residual != nullptr) sum = read.residual.numbers();
             if (onward.known != nullptr) add(sum, read.known.numbers());
 #pragma unroll

@@ -9,19 +9,22 @@
 // Types   f32 within, as there. What a result is made of has an order: a thread's pixels, its warp's part of a share, the
 //         cluster's ranks. It depends neither on the order of blocks nor on the batch.
 // Launch  grid: (blocks of a cluster, groups / groups_of_block rounded up, B); 256 threads; a cluster is all blocks in x, 1 to 8, any
-//         number for any pixels. Shared memory: 1216 + 8 · max(2048, groups_of_block · channels / groups) bytes.
-// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. Registers: 120, of the gradient 128; none spilled.
+//         number for any pixels. Shared memory: 1216 + 8 · max(2048, width) bytes, where width = groups_of_block · channels / groups;
+//         if kept is 1, and behind it room for what a block reads, which it keeps: for each of the up to ⌈width / 8 / 256⌉ ·
+//         ⌈pixels of a block / rows⌉ eights of a thread 4096 bytes, of the gradient 8192; rows = ⌊256 / (width / 8)⌋, at least 1.
+// Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. Registers: 122, of the gradient 128; none spilled.
 // Source  as group_norm.cu; clusters and their memory as the PTX ISA has them, "barrier.cluster" and "mapa".
 //
-// Time    A block reads its share from the second-level cache (x; of the gradient d_y too), again from its own cache, if that
-//         holds it, and writes: at 32 bytes a clock, or all blocks together at 2300, and 64 from its own. Beside that 3000 clocks:
+// Time    A block reads its share from the second-level cache (x; of the gradient d_y too), again from shared memory, if it has kept
+//         it, else from there (its own cache is empty behind the cluster's barrier), and writes: at 32 bytes a clock, or all blocks
+//         together at 2300; what is kept at 64, to write and to read. 4096 × 960 is not kept. Beside that 3000 clocks:
 //         for the first numbers to come 700, for a warp's part of the sums 600, to meet and to read from the others 900, for their
 //         sums, weights and biases 800. Without: the two launches of group_norm.cu, and 1 µs from one to the other. With a residual.
 //
 //                        groups of a block  blocks  forward  without  gradient  without
 //         4096 × 320     4                  64      3.5 µs   5 µs     5.5 µs    7 µs
 //         4096 × 640     2                  128     4.5 µs   7 µs     7.5 µs    11 µs
-//         4096 × 960     4                  64      7 µs     9 µs     15 µs     15 µs
+//         4096 × 960     4                  64      8 µs     9 µs     15 µs     15 µs
 //         1024 × 640     2                  128     2.5 µs   4 µs     3 µs      5 µs
 //         1024 × 1920    2                  128     4 µs     6 µs     6 µs      9 µs
 //         256 × 1920     2                  128     2.5 µs   4 µs     3 µs      4.5 µs
@@ -33,7 +36,7 @@
 constexpr int MOST_BLOCKS = 8;  // of a cluster
 
 // Pixels that a thread reads at once, for sums and to write: as many as 128 registers hold.
-constexpr int SUMMED = 8, WRITTEN = 4, SUMMED_OF_GRADIENT = 4, WRITTEN_OF_GRADIENT = 2;
+constexpr int SUMMED = 8, WRITTEN = 4, SUMMED_OF_GRADIENT = 3, WRITTEN_OF_GRADIENT = 2;
 
 // Shared memory, but for the cells behind it. V is what a warp has of its part of a group.
 template <typename V> struct Shared {
@@ -49,10 +52,14 @@ template <typename V> DEVICE Shared<V>& shared() { return *reinterpret_cast<Shar
 struct Work {
     Tile tile;
     int parts, group, part;  // of a group; the warp's own, which may be no group
+    int room;                // for what is read, behind the cells, in pieces of 16 bytes; 0 if there is none
 
-    DEVICE_MEMBER Work(int n, int groups_of_block, int pixels, int channels, int groups)
+    DEVICE_MEMBER Work(int n, int groups_of_block, int pixels, int channels, int groups, int kept)
         : tile(n, groups_of_block, pixels, channels, groups, BYTES_BEFORE_CELLS), parts(WARPS / groups_of_block),
-          group(threadIdx.x / 32 / parts), part(threadIdx.x / 32 % parts) {}
+          group(threadIdx.x / 32 / parts), part(threadIdx.x / 32 % parts), room(0) {
+        int cells = max(THREADS * 8, channels / groups * groups_of_block);
+        if (n != 1 && kept != 0) room = (BYTES_BEFORE_CELLS + cells * static_cast<int>(sizeof(float2))) / 16;
+    }
 
     // Leaves what the warp has where the others of the cluster find it, and fetches theirs. The cluster has still to meet
     // before the block ends: others may be reading here until then.
@@ -76,10 +83,10 @@ struct Work {
 
 template <int N, bool SILU, typename T>
 DEVICE void group_norm(T* y, float* statistics, const T* x, const float* weight, const float* bias, int pixels, int channels,
-                       int groups, int groups_of_block, float eps) {
-    Work work(N, groups_of_block, pixels, channels, groups);
+                       int groups, int groups_of_block, int kept, float eps) {
+    Work work(N, groups_of_block, pixels, channels, groups, kept);
     const Tile& tile = work.tile;
-    leave_moments<N, SUMMED>(tile, x, channels);
+    leave_moments<N, SUMMED>(tile, x, channels, work.room);
     work.exchange(work.group < tile.groups ? moments_of(tile, work.group, work.part, work.parts) : Moments());
     int group = threadIdx.x / 32;
     float2* of_group = shared<Moments>().of_group;
@@ -88,7 +95,7 @@ DEVICE void group_norm(T* y, float* statistics, const T* x, const float* weight,
         leave_normaliser(tile, group, moments, eps, of_group, statistics);
     }
     __syncthreads();
-    normalise<N, WRITTEN, SILU>(tile, y, x, of_group, weight, bias, channels);
+    normalise<N, WRITTEN, SILU>(tile, y, x, of_group, weight, bias, channels, work.room);
     __syncwarp();
     cluster_wait();
 }
@@ -96,10 +103,10 @@ DEVICE void group_norm(T* y, float* statistics, const T* x, const float* weight,
 template <int N, bool SILU, typename T>
 DEVICE void group_norm_gradient(const Onward<T>& onward, const T* d_y, const T* x, const float* statistics,
                                 const float* weight, const float* bias, int pixels, int channels, int groups,
-                                int groups_of_block) {
-    Work work(N, groups_of_block, pixels, channels, groups);
+                                int groups_of_block, int kept) {
+    Work work(N, groups_of_block, pixels, channels, groups, kept);
     const Tile& tile = work.tile;
-    leave_sums<N, SUMMED_OF_GRADIENT, SILU>(tile, d_y, x, statistics, weight, bias, channels);
+    leave_sums<N, SUMMED_OF_GRADIENT, SILU>(tile, d_y, x, statistics, weight, bias, channels, work.room);
     work.exchange(work.group < tile.groups ? sums_of(tile, work.group, work.part, work.parts) : float2());
     int group = threadIdx.x / 32;
     float2* means = shared<float2>().of_group;
@@ -109,7 +116,7 @@ DEVICE void group_norm_gradient(const Onward<T>& onward, const T* d_y, const T* 
         if (threadIdx.x % 32 == 0) means[group] = {sums.x / count, sums.y / count};
     }
     __syncthreads();
-    write_gradient<N, WRITTEN_OF_GRADIENT, SILU>(tile, onward, d_y, x, statistics, means, weight, bias, channels);
+    write_gradient<N, WRITTEN_OF_GRADIENT, SILU>(tile, onward, d_y, x, statistics, means, weight, bias, channels, work.room);
     __syncwarp();
     cluster_wait();
 }
@@ -121,22 +128,23 @@ DEVICE int width_of_tiles(int channels, int groups, int groups_of_block) {
 
 #define OF_TYPE(T)                                                                                                     \
     KERNEL(group_norm_sm90a_##T, (THREADS, 2), T* y, float* statistics, const T* x, const float* weight,               \
-           const float* bias, int pixels, int channels, int groups, int groups_of_block, float eps, int silu) {        \
+           const float* bias, int pixels, int channels, int groups, int groups_of_block, int kept, float eps,          \
+           int silu) {                                                                                                 \
         take_turn();                                                                                                   \
         specialise(silu, width_of_tiles(channels, groups, groups_of_block), [=](auto activated, auto n) {              \
             group_norm<n.value, activated.value>(y, statistics, x, weight, bias, pixels, channels, groups,             \
-                                                 groups_of_block, eps);                                                \
+                                                 groups_of_block, kept, eps);                                          \
         });                                                                                                            \
     }                                                                                                                  \
     KERNEL(group_norm_sm90a_gradient_##T, (THREADS, 2), T* d_x, T* rest, int own, const T* d_y, const T* x,            \
            const T* residual, const T* known, const float* statistics, const float* weight, const float* bias,         \
-           int pixels, int channels, int groups, int groups_of_block, int silu) {                                      \
+           int pixels, int channels, int groups, int groups_of_block, int kept, int silu) {                            \
         take_turn();                                                                                                   \
         int width = width_of_results(width_of_tiles(channels, groups, groups_of_block), own);                          \
         specialise(silu, width, [=](auto activated, auto n) {                                                          \
             Onward<T> onward{d_x, rest, own, residual, known};                                                         \
             group_norm_gradient<n.value, activated.value>(onward, d_y, x, statistics, weight, bias, pixels, channels,  \
-                                                          groups, groups_of_block);                                    \
+                                                          groups, groups_of_block, kept);                              \
         });                                                                                                            \
     }
 OF_TYPE(f16)

@@ -31,6 +31,12 @@ const SHARED_BYTES: usize = 128;
 const SHARED_BYTES_OF_WHOLE: usize = 192;
 const SHARED_BYTES_OF_CLUSTER: usize = 1216;
 
+/// What such a block may keep there of what it reads, at most, so that a multiprocessor has two of them. The others' sums come with a
+/// barrier that leaves nothing in the first-level cache.
+const MOST_KEPT: usize = 96 * 1024;
+/// Bytes that a thread reads at once.
+const PIECE: usize = 16;
+
 /// How the work is shared out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Plan {
@@ -117,7 +123,8 @@ impl<'a, G: Gpu> Blocks<'a, G> {
             Plan::Whole => (1, groups, SHARED_BYTES_OF_WHOLE, 1),
             Plan::Together { groups: each } => {
                 let sums = 8 * (each * depth).max(THREADS * EIGHT);
-                (TOGETHER, groups.div_ceil(each), SHARED_BYTES_OF_CLUSTER + sums, TOGETHER)
+                let bytes = SHARED_BYTES_OF_CLUSTER + sums + self.kept_bytes(kernel);
+                (TOGETHER, groups.div_ceil(each), bytes, TOGETHER)
             }
             Plan::Shares { splits } => {
                 let partial = kernel.ends_with("partial");
@@ -144,13 +151,25 @@ impl<'a, G: Gpu> Blocks<'a, G> {
         [&self.affine.weight, &self.affine.bias].map(Argument::from)
     }
 
-    /// And how many groups a cluster takes.
-    fn sizes(&self) -> Vec<Argument<'a, G>> {
+    /// And how many groups a cluster takes, and whether its blocks keep what they read.
+    fn sizes(&self, kernel: &str) -> Vec<Argument<'a, G>> {
         let mut sizes = vec![self.pixels, self.norm.weight.len(), self.norm.num_groups];
         if let Plan::Together { groups } = self.plan {
-            sizes.push(groups);
+            sizes.extend([groups, usize::from(self.kept_bytes(kernel) > 0)]);
         }
         sizes.into_iter().map(Argument::from).collect()
+    }
+
+    /// Shared memory for what a block of a cluster reads, x, and of the gradient d_y too, in the order of its threads' pieces; 0 if that
+    /// is too much.
+    fn kept_bytes(&self, kernel: &str) -> usize {
+        let Plan::Together { groups } = self.plan else { return 0 };
+        let columns = (groups * self.norm.weight.len() / self.norm.num_groups).div_ceil(EIGHT);
+        let rows = THREADS / columns.min(THREADS);
+        let places = columns.div_ceil(THREADS) * self.pixels.div_ceil(TOGETHER).div_ceil(rows);
+        let read = if kernel == "_gradient" { 2 } else { 1 };
+        let bytes = places * THREADS * PIECE * read;
+        if bytes <= MOST_KEPT { bytes } else { 0 }
     }
 }
 
@@ -165,7 +184,7 @@ pub(crate) fn forward<G: Gpu>(
     let y = gpu.alloc(x.dtype, x.len)?;
     let statistics = gpu.alloc(DType::F32, batch * norm.num_groups * 2)?;
     let mut pointers: Vec<Argument<'_, G>> = vec![(&y).into(), (&statistics).into(), x.into()];
-    let (affine, sizes) = (blocks.affine(), blocks.sizes());
+    let (affine, sizes) = (blocks.affine(), blocks.sizes(""));
     let partial = blocks.partial(gpu)?;
     if let Some(partial) = &partial {
         let arguments: [Argument<'_, G>; 2] = [partial.into(), x.into()];
@@ -216,7 +235,7 @@ pub(crate) fn input_gradients<G: Gpu>(
     let added = [residual.into(), known.into(), statistics.into()];
     let to = [(&dx).into(), rest.as_ref().into(), first.into()];
     let mut pointers: Vec<Argument<'_, G>> = [&to[..], &given, &added].concat();
-    let (affine, sizes, silu) = (blocks.affine(), blocks.sizes(), [blocks.silu.into()]);
+    let (affine, sizes, silu) = (blocks.affine(), blocks.sizes("_gradient"), [blocks.silu.into()]);
     let partial = blocks.partial(gpu)?;
     if let Some(partial) = &partial {
         let inputs = [partial.into(), grad_output.into(), x.into(), statistics.into()];
