@@ -2,7 +2,7 @@
 diffusers on an NVIDIA card, as it is or compiled with CUDA graphs.
 
     $PEER_PYTHON tools/bench/peers.py PART --model DIR [--size 512] [--steps 3] [--threads 2] [--ir FILE]
-    $PEER_PYTHON tools/bench/peers.py PART --model DIR --device cuda --dtype float16 [--block 20] [--compile]
+    $PEER_PYTHON tools/bench/peers.py PART --model DIR --device cuda --dtype float16 [--block 20] [--compile MODE]
 
 PART: personalize (a HiPer step: draws, forward, backward to the tail, Adam), sample (a guided sampling step, batch 2), edit (a
 picture: text, 50 guided sampling steps, decoding), unet (one forward pass), encode, decode (the VAE), openvino-export (writes
@@ -30,7 +30,7 @@ parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--ir", help="OpenVINO's file of the UNet")
 parser.add_argument("--device", default="cpu", help="of personalize, sample and edit")
 parser.add_argument("--dtype", default="float32", help="of the networks")
-parser.add_argument("--compile", action="store_true", help="torch.compile, on a card with CUDA graphs")
+parser.add_argument("--compile", help="a mode of torch.compile: reduce-overhead has CUDA graphs, max-autotune chooses kernels too")
 args = parser.parse_args()
 
 
@@ -80,9 +80,7 @@ def component(cls, folder):
 def compiled(function):
     import torch
 
-    if not args.compile:
-        return function
-    return torch.compile(function, mode="default" if args.device == "cpu" else "max-autotune")
+    return torch.compile(function, mode=args.compile) if args.compile else function
 
 
 def channels_last(*shape):

@@ -224,6 +224,8 @@ fn samples(tensor: &Tensor) -> Result<Tensor> {
 #[test]
 fn operators_err_at_most_twice_as_much_as_pytorchs() {
     let golden = Golden::load(&package().join("../tests/fixtures/operators.safetensors")).unwrap();
+    // Judged behind the last, so that every figure is said.
+    let mut worse = Vec::new();
     on_test_device(|device| {
         for (case, seed) in CASES.iter().zip(0..) {
             let results = values_and_gradients(case, seed, device).unwrap();
@@ -233,8 +235,11 @@ fn operators_err_at_most_twice_as_much_as_pytorchs() {
                 let error = relative_l2(&samples(got).unwrap(), golden.get(&key).unwrap()).unwrap();
                 let own: f64 = golden.text(&key).unwrap().parse().unwrap();
                 println!("{error:.2e}  PyTorch {own:.2e}  {key}");
-                assert!(error <= MOST * own, "{key}: {error:e}, PyTorch {own:e}");
+                if error.is_nan() || error > MOST * own {
+                    worse.push(key);
+                }
             }
         }
     });
+    assert!(worse.is_empty(), "{worse:?}");
 }

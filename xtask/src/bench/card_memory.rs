@@ -48,11 +48,12 @@ impl CardMemory {
         Some(Self { before, looking, threads, seen })
     }
 
-    /// The most that all programs had together since, without what they had before, bytes; none if nothing was seen.
+    /// The most that all programs had together since, without what they had before, bytes; none if nothing was seen, or no more than
+    /// before: a program that computes on a card has memory there, and somebody does not tell.
     pub fn peak(mut self) -> Option<f64> {
         self.stop();
-        let peak = self.seen.peak()?;
-        Some((peak - self.before).max(0.0) * 1024.0 * 1024.0)
+        let more = self.seen.peak()? - self.before;
+        (more > 0.0).then_some(more * 1024.0 * 1024.0)
     }
 
     fn stop(&mut self) {

@@ -161,7 +161,8 @@ impl<'a> Lab<'a> {
 
     /// A command of hiper's.
     fn ours(&self, name: &'static str, on_card: bool, command: impl Fn() -> Command + 'a) -> Contestant<'a> {
-        let patience = self.patience(on_card);
+        // A card's work is short: what takes long hangs.
+        let patience = if on_card { self.patience().map(|patience| patience / 4) } else { self.patience() };
         Contestant {
             name,
             command: Box::new(command),
@@ -172,9 +173,9 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// A card's work is short, so what takes long hangs.
-    fn patience(&self, on_card: bool) -> Option<Duration> {
-        on_card.then(|| Duration::from_secs(self.args.patience))
+    /// Beside a card, which may be lent for minutes; on a CPU anything may take long.
+    fn patience(&self) -> Option<Duration> {
+        self.args.gpu.then(|| Duration::from_secs(self.args.patience))
     }
 
     fn hiper(&self, threads: usize, on_card: bool) -> Command {
@@ -233,10 +234,10 @@ impl<'a> Lab<'a> {
                 command.args(["--device", "cuda", "--dtype", "float16"]);
             }
             // Compiled, it says where it does without CUDA graphs.
-            command.args(extra).env("TORCH_LOGS", "perf_hints");
+            command.args(extra).env("TORCH_LOGS", "perf_hints").env("HF_HUB_DISABLE_PROGRESS_BARS", "1");
             command
         };
-        let (on_card, patience) = (self.args.gpu, self.patience(self.args.gpu));
+        let (on_card, patience) = (self.args.gpu, self.patience());
         Some(Contestant {
             name,
             command: Box::new(command),

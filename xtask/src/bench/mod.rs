@@ -72,7 +72,8 @@ pub struct Args {
     /// Pixels of the second size
     #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = at_least_one)]
     small_size: usize,
-    /// Seconds after which a process on a card is stopped: PyTorch is left out then, ours has failed
+    /// With --gpu, seconds after which a process is stopped, a quarter of them if it is ours and on the card: PyTorch is left out
+    /// then, ours has failed
     #[arg(long, value_name = "SECONDS", default_value_t = 400)]
     patience: u64,
     /// Threads; by default one a core

@@ -1,5 +1,7 @@
 //! A table for people, of what was measured, what others need, and what was aimed at.
 
+use std::fmt;
+
 use serde_json::{Value, json};
 
 /// What a number counts.
@@ -140,6 +142,15 @@ impl Row {
             "what": self.what, "unit": format!("{:?}", self.unit).to_lowercase(), "ours": self.ours, "peer": peer,
             "theirs": theirs, "ratio": self.ratio, "must": must, "aim": aim, "verdict": self.verdict(),
         })
+    }
+}
+
+/// In a line of its own.
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cells = self.cells();
+        let said: Vec<&str> = cells.iter().map(String::as_str).filter(|cell| !cell.is_empty()).collect();
+        f.write_str(&said.join(" | "))
     }
 }
 
