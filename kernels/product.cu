@@ -26,9 +26,9 @@
 //
 //         tile      threads  results of a block  shared memory, bytes       blocks of a      registers (8.0 / 9.0)
 //                                                (forward / gradient)       multiprocessor
-//         128x128   128      128 × 128           100352 / 103424            2                253 / 254
+//         128x128   128      128 × 128           100352 / 103424            2                254 / 254
 //         64x160    128      64 × 160            87552 / 90624              2                254 / 255
-//         64x64     128      64 × 64             50688 / 53760              4                116 / 124
+//         64x64     128      64 × 64             50688 / 53760              4                120 / 124
 //         none      128      64 × 64             10240                      4                128 / 127
 //
 //         Blocks of a multiprocessor with 228 KB of shared memory: of an A100's, with 164, 1, 1 and 3. Nothing is spilled.
@@ -97,6 +97,7 @@ template <typename T, Direction D, typename Shape> struct Weights {
     // Beside the products of 16 channels each but the last: what copies compute their addresses with is scheduled between products,
     // and has no branch in it.
     static constexpr int PARTS = DEPTH / 16 - 1;
+    static constexpr bool KEEPS_ROWS = false;
     // Of a step's lines, one for each result or for each channel, 64 numbers.
     static constexpr int SHARE = 64, ACROSS = ((D == Direction::Forward ? DEPTH : COLUMNS) + SHARE - 1) / SHARE;
     static constexpr int SHARES = (D == Direction::Forward ? COLUMNS : DEPTH) * ACROSS;

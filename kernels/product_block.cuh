@@ -23,6 +23,9 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     static constexpr int PITCH = COLUMNS + 8;  // of sums, when they pass through shared memory
     static_assert(ROWS * PITCH * sizeof(float) <= Shape::STAGES * STAGE * sizeof(T), "sums lie where the stages were");
 
+    // A row that a thread copies from: where the pixel of the first tap has its piece, and which taps exist.
+    struct Source { const T* first; unsigned existing; };
+
     const Product<T>& p;
     int tiles_across, first_row, first_column;
     Gather<T, D> gather;
@@ -34,6 +37,7 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
     int first_step, count;  // of all taps'
     int next_tap, next_channel;
     Tap tap{};
+    Source kept[Right::KEEPS_ROWS ? COPIES : 1];
 
     // Of `together` neighbours, each has other rows and the same columns.
     DEVICE_MEMBER explicit Block(const Product<T>& p, int together = 1)
@@ -64,6 +68,16 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
         }
     }
 
+    // Rows are the same in all steps: threads that have registers enough look them up once, behind prepare.
+    DEVICE_MEMBER void keep_rows() {
+#pragma unroll
+        for (int copy = 0; copy < COPIES; ++copy) kept[copy] = look_up(copy);
+    }
+    DEVICE_MEMBER Source look_up(int copy) const {
+        Row row = load_vector<Row>(rows + copied_row + copy * AT_ONCE);
+        return {p.a + static_cast<int64_t>(row.pixel) * p.a_stride + piece * 8, static_cast<unsigned>(row.existing)};
+    }
+
     DEVICE_MEMBER T* left(int step) const { return stages + step % Shape::STAGES * STAGE; }
     DEVICE_MEMBER T* right(int step) const { return left(step) + ROWS * DEPTH; }
 
@@ -73,17 +87,16 @@ template <typename T, Direction D, typename Shape, typename Right> struct Block 
         bool wanted = step < count;
         if (part == 0 && wanted) tap = load_vector<Tap>(taps + next_tap);
         T* to = left(step) + swizzled(copied_row, piece);
-        int channel = next_channel + piece * 8;
-        const T* from = p.a + static_cast<int64_t>(tap.pixels) * p.a_stride + channel;
+        int64_t further = static_cast<int64_t>(tap.pixels) * p.a_stride + next_channel;
         int first = begin_of_part<Right>(COPIES, part), end = begin_of_part<Right>(COPIES, part + 1);
-        Row found[COPIES];
+        Source sources[COPIES];
 #pragma unroll
-        for (int copy = first; copy < end; ++copy) found[copy] = load_vector<Row>(rows + copied_row + copy * AT_ONCE);
+        for (int copy = first; copy < end; ++copy) sources[copy] = Right::KEEPS_ROWS ? kept[copy] : look_up(copy);
         weights.load(*this, step, part, wanted);
 #pragma unroll
         for (int copy = first; copy < end; ++copy) {
-            bool exists = channel < p.channels && (found[copy].existing & tap.bits) == tap.bits;
-            cp_async_16(to + copy * AT_ONCE * DEPTH, from + static_cast<int64_t>(found[copy].pixel) * p.a_stride, exists, wanted);
+            bool exists = next_channel + piece * 8 < p.channels && (sources[copy].existing & tap.bits) == tap.bits;
+            cp_async_16(to + copy * AT_ONCE * DEPTH, sources[copy].first + further, exists, wanted);
         }
         if (part < Right::PARTS - 1) return;
         cp_async_commit();

@@ -10,9 +10,9 @@
 // Needs   compute capability 9.0 and no other: this file is compiled for sm_90a. O and I multiples of 8
 //
 //         tile      threads  results of a block  shared memory, bytes  blocks of a multiprocessor  registers
-//         128x320   256      128 × 320           231488                1                           255
-//         128x160   256      128 × 160           186448                1                           255
-//         64x160    128      64 × 160            173664                1                           255
+//         128x320   256      128 × 320           231488                1                           234
+//         128x160   256      128 × 160           186448                1                           240
+//         64x160    128      64 × 160            173664                1                           232
 //         64x64     128      64 × 64             99936                 2                           161
 //
 //         Nothing is spilled. Grid as product.cu's, in clusters of 1, 2 or 4 blocks in x, a divisor of the tiles of rows: neighbours
@@ -61,6 +61,7 @@ template <int WARPGROUPS, int COLUMNS_, int STAGES_> struct Tile {
 // 8 results. Gradient: all results for 8 channels.
 template <typename T, Direction D, typename Shape> struct Weights {
     static constexpr int COLUMNS = Shape::COLUMNS, PIECE = 64, SIZE = COLUMNS * DEPTH, PARTS = 1;
+    static constexpr bool KEEPS_ROWS = true;
     static constexpr int DOWN = (D == Direction::Forward ? COLUMNS : DEPTH) / 8, ACROSS = SIZE / PIECE / DOWN, SHARES = DOWN;
 
     // The columns of a GEGLU's block are the same of both halves: those of the first, then those of the second.
@@ -129,14 +130,14 @@ template <typename T, Direction D, typename Shape> struct Weights {
         cluster_arrive();
         cluster_wait();
     }
-    // Those of 16 channels from 16 k on, for the results of an instruction from 8 · `eighth` on.
-    DEVICE_MEMBER static uint64_t matrix(const T* tile, int k, int eighth) {
-        constexpr unsigned BYTES = PIECE * sizeof(T), LINE = ACROSS * BYTES;
-        if constexpr (D == Direction::Forward) {
-            return matrix_at(tile + (eighth * ACROSS + k * 2) * PIECE, Lines::Of16, LINE, BYTES);
-        } else {
-            return matrix_at(tile + (k * 2 * ACROSS + eighth) * PIECE, Lines::Of16, BYTES, LINE);
-        }
+    // Those of the first 16 channels, for the results of the first instruction; and so many bytes further on those of 16 channels
+    // from 16 k on, for the results from 8 · `eighth` on.
+    static constexpr unsigned BYTES = PIECE * sizeof(T), LINE = ACROSS * BYTES;
+    DEVICE_MEMBER static uint64_t matrix(const T* tile) {
+        return D == Direction::Forward ? matrix_at(tile, Lines::Of16, LINE, BYTES) : matrix_at(tile, Lines::Of16, BYTES, LINE);
+    }
+    DEVICE_MEMBER static unsigned bytes_to(int k, int eighth) {
+        return D == Direction::Forward ? eighth * LINE + k * 2 * BYTES : k * 2 * LINE + eighth * BYTES;
     }
 };
 
@@ -178,6 +179,7 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
         }
     }
     block.prepare(AHEAD);
+    block.keep_rows();
     cluster_arrive_relaxed();
     cluster_wait();
     take_turn();
@@ -187,20 +189,21 @@ template <typename T, Direction D, typename Shape> DEVICE void product(const Pro
 
     constexpr int EIGHTHS = Shape::WIDTH / 8, INSTRUCTIONS = Shape::COLUMNS / Shape::WIDTH;
     Sums<Shape::WIDTH> sums[INSTRUCTIONS] = {};
-    int warpgroup_row = threadIdx.x / 128 * 64;
+    int warpgroup_row = Shape::THREADS == 128 ? 0 : threadIdx.x / 128 * 64;
     for (int step = 0; step < block.count; ++step) {
         cp_async_wait<AHEAD - 1>();
         async_proxy_fence();
         __syncthreads();  // the step's rows have arrived, and the products of the last but one are done
         wait_for(Right::arrived(block, step), Right::is_odd(step));
+        uint64_t left = matrix_at(block.left(step) + warpgroup_row * DEPTH, Lines::Of128, 8 * DEPTH * sizeof(T), 0);
+        uint64_t right = Right::matrix(block.right(step));
         warpgroup_begin();
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) {
-            const T* rows = block.left(step) + warpgroup_row * DEPTH + k * 16;
-            uint64_t left = matrix_at(rows, Lines::Of128, 8 * DEPTH * sizeof(T), 0);
 #pragma unroll
             for (int i = 0; i < INSTRUCTIONS; ++i) {
-                wgmma_k16<T, D == Direction::Gradient>(sums[i], left, Right::matrix(block.right(step), k, i * EIGHTHS));
+                wgmma_k16<T, D == Direction::Gradient>(sums[i], further(left, k * 16 * sizeof(T)),
+                                                       further(right, Right::bytes_to(k, i * EIGHTHS)));
             }
         }
         warpgroup_commit();
