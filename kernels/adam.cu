@@ -24,11 +24,12 @@ DEVICE void adam(float* parameters, float* first_moment, float* second_moment, c
     int64_t first = static_cast<int64_t>(subject) * count;
     parameters += first, first_moment += first, second_moment += first, gradient += first, counts += 2 * subject;
 
-    // The powers in f64, once.
+    // The powers in f64, once, each by another warp.
     float* corrections = reinterpret_cast<float*>(shared_memory());
     float steps = counts[0] + 1.0f;
     if (threadIdx.x == 0) {
         corrections[0] = static_cast<float>(learning_rate / (1.0 - pow(beta1, static_cast<double>(steps))));
+    } else if (threadIdx.x == 32) {
         corrections[1] = static_cast<float>(sqrt(1.0 - pow(beta2, static_cast<double>(steps))));
     }
     int stopped = counts[1] != 0.0f || !isfinite(losses[subject]);

@@ -5,8 +5,9 @@ mod common;
 use common::{Uniform, assert_close, values};
 use host_kernels::{Buffer, Launch, LaunchError};
 
-fn launch(name: &str, grid: [usize; 2], shared_bytes: u32) -> Launch<'_> {
-    Launch { name, grid: [grid[0] as u32, grid[1] as u32, 1], block: [256, 1, 1], shared_bytes, cluster: 1 }
+fn launch(name: &str, grid: [usize; 2], threads: u32, shared_bytes: u32) -> Launch<'_> {
+    let [across, down] = grid.map(|blocks| blocks as u32);
+    Launch { name, grid: [across, down, 1], block: [threads, 1, 1], shared_bytes, cluster: 1 }
 }
 
 const WORDS: usize = 624;
@@ -81,7 +82,7 @@ fn draws_are_torchs() -> Result<(), LaunchError> {
         let timesteps = Buffer::<f32>::unwritten(SEEDS.len());
         for _ in 0..3 {
             let noise = Buffer::<f32>::unwritten(SEEDS.len() * count);
-            launch("draw_f32", [SEEDS.len(), 1], 2 * 4 * WORDS as u32).run(&[
+            launch("draw_f32", [SEEDS.len(), 1], 1024, 2 * 4 * WORDS as u32).run(&[
                 (&noise).into(),
                 (&timesteps).into(),
                 (&generators).into(),
@@ -116,7 +117,7 @@ fn noise_is_added_by_the_schedule() -> Result<(), LaunchError> {
         let mixed = |name: &str| {
             let result = Buffer::<f32>::unwritten(latents.len());
             let inputs = given.each_ref().map(Into::into);
-            launch(name, [count.div_ceil(256), timesteps.len()], 0)
+            launch(name, [count.div_ceil(256), timesteps.len()], 256, 0)
                 .run(&[&[(&result).into()], &inputs[..], &[(count as i32).into()]].concat())?;
             Ok::<_, LaunchError>(values(&result.to_vec()))
         };

@@ -278,6 +278,12 @@ impl Kernels {
         let module = self.modules.get(file_of(&launch.name));
         let module = module.ok_or_else(|| launch.error("no such kernel for this card"))?;
         let function = module.load_function(&launch.name).map_err(|error| launch.error(error))?;
+        if self.chip.sm90a {
+            // Most is shared memory for all, as the largest products need it: a multiprocessor that had to change its first-level cache's
+            // share would have to be empty, and launches could not come early.
+            let preferred = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            function.set_attribute(preferred, 100).map_err(|error| launch.error(error))?;
+        }
         let mut kernel = Kernel { function, shared_bytes: SHARED_BYTES };
         let function = kernel.function_for(launch, self.chip)?;
         functions.insert(launch.name.clone(), kernel);

@@ -91,6 +91,8 @@ pub extern "C" fn cuFuncSetAttribute(function: *mut Function, attribute: c_uint,
             unsafe { (*function).shared_bytes = bytes };
             Ok(())
         }
+        // The part of shared memory and first-level cache that is the former, a hint.
+        (9, Ok(0..=100)) => Ok(()),
         _ => state.refuse(Status::INVALID_VALUE, &format!("attribute {attribute} = {value}")),
     })
 }
