@@ -22,19 +22,19 @@
 //         D     kernel   threads  rows of a block  columns of a tile  shared memory, bytes  registers (8.0 / 9.0)
 //         32    queries  128      128              32                 20480                 157 / 161
 //               keys     128      128              32                 20480                 210 / 212
-//               tail     32       16               32                 10752                 128 / 128
+//               tail     32       16               32                 10752                 149 / 150
 //         40    queries  128      128              32                 20480                 196 / 191
 //               keys     128      128              32                 20480                 237 / 240
-//               tail     32       16               32                 10752                 128 / 128
+//               tail     32       16               32                 10752                 152 / 158
 //         64    queries  128      64               64                 36864                 147 / 146
 //               keys     128      64               64                 37888                 230 / 229
-//               tail     32       16               64                 37888                 229 / 233
+//               tail     32       16               64                 37888                 229 / 238
 //         80    queries  128      64               32                 22528                 160 / 164
 //               keys     128      64               32                 23040                 214 / 219
-//               tail     32       16               32                 23040                 216 / 221
+//               tail     32       16               32                 23040                 216 / 225
 //         160   queries  128      64               32                 43008                 249 / 248
 //               keys     128      64               16                 64768                 248 / 245
-//               tail     32       16               16                 32512                 247 / 246
+//               tail     32       16               16                 32512                 247 / 250
 //
 //         Nothing is spilled. Grid: rows (queries; keys; n) over those of a block, rounded up, in x; heads in y; B in z, for
 //         the tail B · splits. sum_splits: a thread a number, 256 threads. One split for each 128 to 256 queries fills a card.
@@ -72,7 +72,7 @@ template <int D> struct TailShape : KeysShape<D> {
 #define BACKWARD(T, D)                                                                                                 \
     BACKWARD_QUERIES(attention_backward_queries_##T##_d##D, (QueriesShape<D>::WARPS * 32), T, D, QueriesShape<D>)      \
     BACKWARD_KEYS(attention_backward_keys_##T##_d##D, (KeysShape<D>::WARPS * 32), T, D, KeysShape<D>)                  \
-    KERNEL(attention_backward_tail_##T##_d##D, (TailShape<D>::WARPS * 32), float* d_k, float* d_v, const T* d_o,       \
+    KERNEL(attention_backward_tail_##T##_d##D, (TailShape<D>::WARPS * 32, 8), float* d_k, float* d_v, const T* d_o,       \
            const float* lse, const float* delta, const T* q, const T* k, const T* v, int queries, int keys, int n,     \
            int splits, int d_k_stride, int d_v_stride, int d_o_stride, int q_stride, int k_stride, int v_stride,       \
            float scale) {                                                                                              \

@@ -6,12 +6,12 @@
 //
 // Shapes  latents, noise, noisy_latents, target [subjects, count], count ≥ 16; timesteps [subjects] f32, whole numbers from 0 and
 //         below num_train_timesteps < 2^28; alphas_cumprod [num_train_timesteps] f32; generators [subjects, 625] u32: the 624
-//         words of mt19937, and how many of them are used. They live in device memory, so that a captured graph goes on
-//         drawing. A subject gets the same numbers alone and in a batch.
+//         words of mt19937, and how many of them are used; after the draws elsewhere. They live in device memory, so that a captured
+//         graph goes on drawing. A subject gets the same numbers alone and in a batch.
 // Types   f32; bit for bit the numbers of hiper-core's TorchGenerator: a seed means the same on a card and on a CPU.
 // Launch  draw: grid: subjects; 1024 threads, 4992 bytes of shared memory. add_noise, velocity: grid: (count / 256 rounded up,
 //         subjects); 256 threads.
-// Needs   compute capability 8.0. At most 26 registers.
+// Needs   compute capability 8.0. At most 23 registers.
 // Source  mt19937 (Matsumoto & Nishimura 1998); torch 2.15's randn (cpu/DistributionTemplates.h), with Cephes' polynomials, and
 //         randint, as in hiper-core's rng.rs and rng/box_muller.rs; DDPM (Ho et al., arXiv 2006.11239) equation 4.
 // Time    One subject at 512², 16384 numbers: draw runs on one multiprocessor, 27 times three barriers for the words, 650 clocks
@@ -117,15 +117,16 @@ DEVICE void box_muller(float* sixteen, int i) {
     sixteen[i + 8] = radius * direction.x;
 }
 
-KERNEL(draw_f32, (1024), float* noise, float* timesteps, uint32_t* generators, int count, int num_train_timesteps) {
+KERNEL(draw_f32, (1024), float* noise, float* timesteps, uint32_t* generators_after, const uint32_t* generators, int count,
+       int num_train_timesteps) {
     take_turn();
     int subject = blockIdx.x, whole = count & ~15;
     float* numbers = noise + static_cast<int64_t>(subject) * count;
-    uint32_t* state = generators + static_cast<int64_t>(subject) * (WORDS + 1);
+    int64_t state = static_cast<int64_t>(subject) * (WORDS + 1);
     auto uniform = [](uint32_t bits) { return static_cast<float>(bits & 0xffffffu) * 0x1p-24f; };
 
     Generator generator;
-    generator.load(state);
+    generator.load(generators + state);
     generator.draw(count, [&](int i, uint32_t bits) { numbers[i] = uniform(bits); });
     __syncthreads();
     for (int i = threadIdx.x; i < whole / 2; i += blockDim.x) box_muller(numbers + i / 8 * 16, i % 8);
@@ -140,7 +141,7 @@ KERNEL(draw_f32, (1024), float* noise, float* timesteps, uint32_t* generators, i
     generator.draw(1, [&](int, uint32_t bits) {
         timesteps[subject] = static_cast<float>(bits % static_cast<uint32_t>(num_train_timesteps));
     });
-    generator.store(state);
+    generator.store(generators_after + state);
 }
 
 struct Coefficients { float signal, sigma; };

@@ -4,9 +4,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::error::check_shape;
-use crate::gpu::{
-    Argument, Array, Card, Gpu, Launch, View, check_dtype, keep, on_card, type_name, with_views,
-};
+use crate::gpu::{Argument, Array, Card, Gpu, Launch, View, check_dtype, on_card, type_name, with_views};
 
 /// Adam's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,13 +63,15 @@ impl AdamState {
             return Err(candle_core::Error::UnsupportedDTypeForOp(other.dtype(), NAME).bt());
         }
         on_card!(Card::needed(gradient, NAME)?, gpu => {
-            // The kernel moves them where they are.
-            let moved = [&self.parameters, &self.first_moment, &self.second_moment, &self.counts];
-            let [parameters, first_moment, second_moment, counts] = moved.map(|tensor| keep(&gpu, tensor));
-            let moved = [parameters?, first_moment?, second_moment?, counts?];
+            let [n, counts] = [shape[0] * shape[1], shape[0] * 2];
+            let [parameters, first_moment, second_moment, counts] =
+                [n, n, n, counts].map(|len| gpu.alloc(DType::F32, len));
+            let after = [parameters?, first_moment?, second_moment?, counts?];
+            let inputs =
+                [&self.parameters, &self.first_moment, &self.second_moment, &self.counts, gradient, losses];
             let scale = gradient_scale as f32;
-            with_views(&gpu, [gradient, losses], |views| step(&gpu, &moved, views, scale, shape, constants))?;
-            let [parameters, first_moment, second_moment, counts] = moved;
+            with_views(&gpu, inputs, |views| step(&gpu, &after, views, scale, shape, constants))?;
+            let [parameters, first_moment, second_moment, counts] = after;
             Ok(Self {
                 parameters: parameters.into_tensor(&gpu, shape)?,
                 first_moment: first_moment.into_tensor(&gpu, shape)?,
@@ -103,20 +103,21 @@ const NAME: &str = "adam";
 /// A block to a subject.
 fn step<G: Gpu>(
     gpu: &G,
-    [parameters, first_moment, second_moment, counts]: &[Array<G>; 4],
-    [gradient, losses]: [View<'_, G>; 2],
+    after: &[Array<G>; 4],
+    inputs: [View<'_, G>; 6],
     gradient_scale: f32,
     shape: &[usize],
     constants: &AdamConstants,
 ) -> Result<()> {
     let AdamConstants { learning_rate, beta1, beta2, eps } = *constants;
+    let [.., gradient, _] = &inputs;
     let name = format!("adam_{}", type_name(gradient.dtype));
     let launch = Launch { threads: 1024, shared_bytes: 16, ..Launch::new(name, [shape[0], 1, 1]) };
-    let state = [parameters, first_moment, second_moment].map(Argument::from);
-    let inputs = [gradient, losses].map(Argument::from);
+    let after = after.each_ref().map(Argument::from);
+    let inputs = inputs.map(Argument::from);
     let numbers = [learning_rate, beta1, beta2, eps].map(Argument::from);
-    let counts = [counts.into(), shape[1].into()];
-    gpu.launch(&launch, &[&state, inputs.as_slice(), &counts, &numbers, &[gradient_scale.into()]].concat())
+    let arguments = [&after, inputs.as_slice(), &[shape[1].into()], &numbers, &[gradient_scale.into()]];
+    gpu.launch(&launch, &arguments.concat())
 }
 
 #[cfg(test)]

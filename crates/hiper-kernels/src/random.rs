@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::error::check_shape;
-use crate::gpu::{Argument, Card, Gpu, Launch, keep, on_card, with_views};
+use crate::gpu::{Argument, Card, Gpu, Launch, on_card, with_views};
 
 /// Numbers of a generator's state: the 624 words of mt19937, and how many of them are used.
 pub const GENERATOR_STATE: usize = 625;
@@ -36,8 +36,7 @@ pub fn draw_noise(generators: &Tensor, shape: &[usize], num_train_timesteps: usi
         return Err(candle_core::Error::UnsupportedDTypeForOp(generators.dtype(), NAME).bt());
     }
     on_card!(Card::needed(generators, NAME)?, gpu => {
-        // The kernel moves them where they are.
-        let after = keep(&gpu, generators)?;
+        let after = gpu.alloc(DType::U32, batch * GENERATOR_STATE)?;
         let [noise, timesteps] = [gpu.alloc(DType::F32, batch * count)?, gpu.alloc(DType::F32, batch)?];
         let launch = Launch {
             threads: 1024,
@@ -45,7 +44,10 @@ pub fn draw_noise(generators: &Tensor, shape: &[usize], num_train_timesteps: usi
             ..Launch::new("draw_f32".into(), [batch, 1, 1])
         };
         let sizes = [count.into(), num_train_timesteps.into()];
-        gpu.launch(&launch, &[&[(&noise).into(), (&timesteps).into(), (&after).into()], &sizes[..]].concat())?;
+        with_views(&gpu, [generators], |[before]| {
+            let pointers = [(&noise).into(), (&timesteps).into(), (&after).into(), before.into()];
+            gpu.launch(&launch, &[&pointers, &sizes[..]].concat())
+        })?;
         Ok(Drawn {
             noise: noise.into_tensor(&gpu, shape)?,
             timesteps: timesteps.into_tensor(&gpu, &[batch])?,

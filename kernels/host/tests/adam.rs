@@ -44,9 +44,9 @@ fn adam<T: Storage>() -> Result<(), LaunchError> {
     for count in [1, 768, 1023, 1024, 1025, 3840] {
         let mut random = Uniform(count as u64);
         let start: Vec<f32> = random.numbers(SUBJECTS * count);
-        let parameters = Buffer::from_slice(&start);
-        let [m, v] = [(); 2].map(|()| Buffer::from_slice(&vec![0f32; SUBJECTS * count]));
-        let counts = Buffer::from_slice(&[0f32; 2 * SUBJECTS]);
+        // Parameters, moments, counts.
+        let zeros = vec![0f32; SUBJECTS * count];
+        let mut state = [&start[..], &zeros, &zeros, &[0.0; 2 * SUBJECTS]].map(Buffer::from_slice);
         let new = |parameters: &[f32]| Definition {
             parameters: values(parameters),
             moments: [vec![0.0; count], vec![0.0; count]],
@@ -72,14 +72,17 @@ fn adam<T: Storage>() -> Result<(), LaunchError> {
             }
             let gradient = Buffer::from_slice(&scaled);
             let losses = Buffer::from_slice(&losses);
-            let state = [&parameters, &m, &v].map(Argument::from);
-            let places = [(&gradient).into(), (&losses).into(), (&counts).into(), (count as i32).into()];
+            let after = state.each_ref().map(|before| Buffer::<f32>::unwritten(before.to_vec().len()));
+            let states = [&after, &state].map(|state| state.each_ref().map(Argument::from)).concat();
+            let places = [(&gradient).into(), (&losses).into(), (count as i32).into()];
             let constants = [LEARNING_RATE, BETAS[0], BETAS[1], EPS].map(Argument::from);
-            let arguments = [&state, places.as_slice(), &constants, &[(LOSS_SCALE as f32).into()]];
+            let arguments = [&states, places.as_slice(), &constants, &[(LOSS_SCALE as f32).into()]];
             let name = &format!("adam_{}", T::NAME);
             Launch { name, grid: [SUBJECTS as u32, 1, 1], block: [1024, 1, 1], shared_bytes: 16, cluster: 1 }
                 .run(&arguments.concat())?;
+            state = after;
         }
+        let [parameters, .., counts] = state;
         let all: Vec<f64> = expected.iter().flat_map(|subject| subject.parameters.clone()).collect();
         assert_close(&format!("{count} parameters"), &values(&parameters.to_vec()), &all, |i| {
             tolerance(all[i])

@@ -78,13 +78,15 @@ fn draws_are_torchs() -> Result<(), LaunchError> {
         let mut expected = SEEDS.map(seeded);
         // Somewhere in between, and with nothing left.
         bits(&mut expected[1]);
-        let generators = Buffer::from_slice(&expected.concat());
+        let mut generators = Buffer::from_slice(&expected.concat());
         let timesteps = Buffer::<f32>::unwritten(SEEDS.len());
         for _ in 0..3 {
             let noise = Buffer::<f32>::unwritten(SEEDS.len() * count);
+            let after = Buffer::<u32>::unwritten(SEEDS.len() * (WORDS + 1));
             launch("draw_f32", [SEEDS.len(), 1], 1024, 2 * 4 * WORDS as u32).run(&[
                 (&noise).into(),
                 (&timesteps).into(),
+                (&after).into(),
                 (&generators).into(),
                 (count as i32).into(),
                 (TIMESTEPS as i32).into(),
@@ -95,6 +97,7 @@ fn draws_are_torchs() -> Result<(), LaunchError> {
             let drawn = expected.each_mut().map(|state| (bits(state) % TIMESTEPS) as f32);
             assert_eq!(timesteps.to_vec(), drawn);
             // What is kept goes on as the definition does, though refilled at another moment.
+            generators = after;
             let kept = generators.to_vec();
             for (got, expected) in kept.chunks(WORDS + 1).zip(&expected) {
                 let (mut got, mut expected): (State, State) = (got.try_into().unwrap(), *expected);

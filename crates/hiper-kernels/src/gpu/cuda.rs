@@ -93,6 +93,7 @@ impl Gpu for Cuda {
             DType::F32 => self.alloc_of::<f32>(len)?,
             DType::F16 => self.alloc_of::<f16>(len)?,
             DType::BF16 => self.alloc_of::<bf16>(len)?,
+            DType::U32 => self.alloc_of::<u32>(len)?,
             other => return Err(candle_core::Error::UnsupportedDTypeForOp(other, "alloc").bt()),
         };
         Ok(Array { buffer, dtype, len })

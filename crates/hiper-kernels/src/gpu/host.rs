@@ -91,6 +91,7 @@ impl Gpu for Host {
             DType::F32 => HostBuffer::F32(Buffer::unwritten(len)),
             DType::F16 => HostBuffer::F16(Buffer::unwritten(len)),
             DType::BF16 => HostBuffer::BF16(Buffer::unwritten(len)),
+            DType::U32 => HostBuffer::U32(Buffer::unwritten(len)),
             other => candle_core::bail!("no memory for {other:?}"),
         };
         Ok(Array { buffer, dtype, len })

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Layout, Result, Storage};
 
 pub(crate) use bridge::{
-    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, keep, kept, on_card, with_optional_view,
+    Affine, Card, Given, Kept, check_dtype, check_same_dtype, dense, kept, on_card, with_optional_view,
     with_views,
 };
 pub(crate) use cuda::Cuda;
