@@ -209,6 +209,7 @@ impl Rhs<'_> {
         match self {
             Self::Forward(matrix) => {
                 let matrix = matrix.view();
+                // transpose asks for the next strips itself; each panel's first would come unannounced.
                 let first_strip = |panel: usize| {
                     let rows = panel * COLS..(panel + 1) * COLS;
                     rows.for_each(|row| matrix.prefetch(row, k.start..k.start + STRIP));

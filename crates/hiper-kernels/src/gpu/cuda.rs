@@ -280,8 +280,8 @@ impl Kernels {
         let module = module.ok_or_else(|| launch.error("no such kernel for this card"))?;
         let function = module.load_function(&launch.name).map_err(|error| launch.error(error))?;
         if self.chip.sm90a {
-            // Most is shared memory for all, as the largest products need it: a multiprocessor that had to change its first-level cache's
-            // share would have to be empty, and launches could not come early.
+            // Of what a multiprocessor has for shared memory and its cache most is the former, for all kernels as the largest products
+            // need it: to change the shares it may have to be empty, and launches could not come early.
             let preferred = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
             function.set_attribute(preferred, 100).map_err(|error| launch.error(error))?;
         }

@@ -18,7 +18,7 @@ use super::capture::{self, Capture};
 /// while the kernel before still runs, and wait there (`take_turn` in `kernels/device.cuh`), so that a launch takes no time of its own.
 ///
 /// # Safety
-/// Each argument points to a value of the type of the kernel's parameter, and pointers among them to memory on the card as the kernel
+/// The thread's context is the stream's. Each argument points to a value of the type of the kernel's parameter, and pointers among them to memory on the card as the kernel
 /// wants it, until it has ended.
 #[allow(unsafe_code)]
 pub(super) unsafe fn on_stream(
@@ -37,7 +37,7 @@ pub(super) unsafe fn on_stream(
     .result()
 }
 
-/// How many of a kernel's clusters run beside each other.
+/// How many of a kernel's clusters run beside each other, asked in the stream's context.
 pub(super) fn most_clusters(
     stream: &CudaStream,
     function: &CudaFunction,

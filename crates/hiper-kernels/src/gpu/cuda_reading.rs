@@ -1,7 +1,7 @@
 //! Reading what is on the card: when the call returns, it is here.
 //!
-//! candle takes that for granted of `cuMemcpyDtoHAsync`. CUDA's manual did not always say more, and now says of memory that is not
-//! pinned that the call "might be synchronous". `cuda_driver.rs` leads what candle asks here.
+//! candle takes that for granted of `cuMemcpyDtoHAsync`. CUDA's manual once promised it of memory that is not pinned, and now says that
+//! such a call "might be synchronous". `cuda_driver.rs` leads what candle asks here.
 
 // SAFETY: of the whole file: the function has the driver's signature, and what it is given goes on to the driver as it is.
 #![allow(unsafe_code)]

@@ -2,9 +2,10 @@
 
 use candle_core::{Device, Tensor};
 
+use super::super::bridge::keep;
 use super::super::host::{Host, on_chip};
 use super::super::test_card::at_sizes_of_a_unet;
-use super::super::{Chip, Launch, keep};
+use super::super::{Chip, Launch};
 use super::*;
 use crate::testing::{relative_l2, widened};
 
