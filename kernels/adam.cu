@@ -3,9 +3,9 @@
 // adam_{f32,f16,bf16}   by the gradient's type
 //
 // Shapes  parameters, first_moment, second_moment, gradient [subjects, count]; losses [subjects] f32; counts [subjects, 2] f32: steps
-//         taken, and 1 once the subject has stopped; and the same after the step, elsewhere. gradient is scale times that of the loss. A subject stops, for good, before
-//         the first step whose loss, gradient or moved parameter is not finite. counts lives in device memory, so that a captured
-//         graph goes on counting.
+//         taken, and 1 once the subject has stopped; and the same after the step, elsewhere. gradient is scale times that of the
+//         loss. A subject stops, for good, before the first step whose loss, gradient or moved parameter is not finite. counts
+//         lives in device memory, so that a captured graph goes on counting.
 // Types   gradient f16, bf16 or f32, all else f32; constants f64 as torch has them.
 // Launch  grid: subjects; 1024 threads: one block sees a whole tail, so that all of it moves or none. 16 bytes of
 //         shared memory; at most 32 registers.

@@ -50,30 +50,14 @@ pub struct Launch {
     pub arguments: Vec<u64>,
 }
 
-/// One thing to do. Addresses are the card's.
+/// One thing to do. Addresses are the card's, but for where `Read` puts numbers.
 #[derive(Clone)]
 pub enum Work {
     Launch(Launch),
-    Copy {
-        to: u64,
-        from: u64,
-        bytes: usize,
-    },
-    Upload {
-        to: u64,
-        data: Vec<u8>,
-    },
-    /// To the host's memory.
-    Read {
-        to: usize,
-        from: u64,
-        bytes: usize,
-    },
-    Fill {
-        to: u64,
-        byte: u8,
-        bytes: usize,
-    },
+    Copy { to: u64, from: u64, bytes: usize },
+    Upload { to: u64, data: Vec<u8> },
+    Read { to: usize, from: u64, bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
     Allocate(u64),
     Free(u64),
 }

@@ -130,12 +130,10 @@ impl<T: Storage> Problem<T> {
         match how {
             How::Whole => {
                 for forward in forwards {
-                    let pointers = [&forward[..], &affine].concat();
-                    launch("group_norm_whole", 192, &pointers, &[EPS.into(), silu])?;
+                    launch("group_norm_whole", 192, &[&forward[..], &affine].concat(), &[EPS.into(), silu])?;
                 }
                 for gradient in &gradients {
-                    let pointers = [&gradient[..], &affine].concat();
-                    launch("group_norm_whole_gradient", 192, &pointers, &[silu])?;
+                    launch("group_norm_whole_gradient", 192, &[&gradient[..], &affine].concat(), &[silu])?;
                 }
             }
             How::Shares => {
@@ -159,19 +157,16 @@ impl<T: Storage> Problem<T> {
                 let rows = 256 / columns.min(256);
                 let read = columns.div_ceil(256) * pixels.div_ceil(blocks).div_ceil(rows) * 256 * 16;
                 // Every other launch keeps what it reads.
-                let kept = |i: usize, bytes: usize| match i % 2 {
-                    0 => (sums + bytes as u32, Argument::from(1)),
-                    _ => (sums, 0.into()),
+                let kept = |i: usize, bytes: usize| {
+                    if i.is_multiple_of(2) { (sums + bytes as u32, 1.into()) } else { (sums, 0.into()) }
                 };
                 let of_block = Argument::from(of_block as i32);
                 for (i, forward) in forwards.iter().enumerate() {
-                    let pointers = [&forward[..], &affine].concat();
-                    let (bytes, kept) = kept(i, read);
+                    let (pointers, (bytes, kept)) = ([&forward[..], &affine].concat(), kept(i, read));
                     launch("group_norm_sm90a", bytes, &pointers, &[of_block, kept, EPS.into(), silu])?;
                 }
                 for (i, gradient) in gradients.iter().enumerate() {
-                    let pointers = [&gradient[..], &affine].concat();
-                    let (bytes, kept) = kept(i, 2 * read);
+                    let (pointers, (bytes, kept)) = ([&gradient[..], &affine].concat(), kept(i, 2 * read));
                     launch("group_norm_sm90a_gradient", bytes, &pointers, &[of_block, kept, silu])?;
                 }
             }

@@ -38,8 +38,8 @@ const SUBJECTS: usize = 8;
 /// Lets the report have what there is.
 type Save<'a> = dyn Fn(&Figures) -> Result<()> + 'a;
 
-/// Measures all, ours on the card first, what takes longest last, and lets `save` have what there is after each process: a runner may stop us. What fails is told in the
-/// figures, and the rest measured.
+/// Measures all, ours on the card first, what takes longest last, and lets `save` have what there is after each process: a runner
+/// may stop us. What fails is told in the figures, and the rest measured.
 ///
 /// # Errors
 /// When figures cannot be saved.

@@ -74,7 +74,8 @@ fn groups_of_cluster(depth: usize) -> usize {
 /// Either way 12 bytes a number are moved: x and the results' gradient, both again, a residual, and what is written. A
 /// multiprocessor has 32 bytes a clock, the card 2300 (4 TB/s, of the second-level cache), if its blocks do not wait for each other;
 /// those of clusters do, twice, so that no more than 64 of them count. A launch more costs 1.5 µs. So with 64 blocks one launch
-/// is better up to 63 000 numbers for each, 4096 × 960, with 32 up to 12 500: large pictures of the autoencoder take two.
+/// is better up to 63 000 numbers for each, 4096 × 960, with 32 up to 12 500: large pictures of the autoencoder take two. (What a block
+/// keeps is nearer the second time; blocks with so many numbers keep none.)
 ///
 /// It depends on the card's kind and an image alone: the batch must not change a bit.
 fn is_faster_together(numbers: usize, blocks: usize) -> bool {
